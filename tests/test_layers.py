@@ -17,9 +17,9 @@ SOURCE = Path(lobule.__file__).parent
 ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
-    ["object_stores", "files", "hdf5", "pickles", "fingerprints", "cohort", "slides", "mammograms",
-     "annotations", "phantoms", "bundles", "imagenet", "encoders", "results", "reviews", "features",
-     "layouts", "audit"],
+    ["dicomweb", "object_stores", "files", "hdf5", "pickles", "fingerprints", "cohort", "slides",
+     "mammograms", "annotations", "phantoms", "bundles", "imagenet", "encoders", "results", "reviews",
+     "features", "layouts", "audit"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
@@ -35,7 +35,7 @@ A package may import packages of earlier rows, and those that are listed before 
 HOME_OF_LIBRARY: dict[str, set[str]] = {
     "openslide": {"slides/openslide.py", "cli/doctor.py"},
     "tifffile": {"slides/tiff.py", "slides/tiff_metadata.py"},
-    "wsidicom": {"slides/dicom.py"},
+    "wsidicom": {"slides/dicom.py", "slides/dicom_web.py"},
     "pydicom": {
         "mammograms/dicom.py",
         "mammograms/dicom_pixels.py",
@@ -43,7 +43,11 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
         "mammograms/dicom_header.py",
         "slides/dicom_series.py",
         "annotations/dicom.py",
+        "dicomweb/server.py",
+        "dicomweb/images.py",
         "exports/dicom_slide.py",
+        "exports/dicom_source.py",
+        "exports/store.py",
         "exports/dicom_ann.py",
         "exports/dicom_pm.py",
         "exports/dicom_seg.py",
@@ -54,15 +58,16 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
     },
     "h5py": {"features/hdf5.py", "hdf5.py"},
     "obstore": {"object_stores.py"},
+    "requests": {"dicomweb/server.py"},
     "ray": {"cluster/session.py"},
 }
 """Libraries that read files or run clusters, and the files that may import them. Phantoms write, too."""
 
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
-    "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-    "hdf5", "pickles", "results", "reviews", "layouts", "audit", "features", "server", "evaluation",
-    "exports", "reports", "cli",
+    "measures", "dicomweb", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations",
+    "phantoms", "hdf5", "pickles", "results", "reviews", "layouts", "audit", "features", "server",
+    "evaluation", "exports", "reports", "cli",
 }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lobule.dicomweb import is_dicomweb_url
+from lobule.dicomweb.images import identity as dicomweb_identity
 from lobule.errors import LobuleError
 from lobule.files import MIB, is_url, not_readable, open_url, require_regular, write_json
 from lobule.object_stores import ObjectRanges, is_object_url
@@ -27,7 +29,7 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
     time and inode. While those are unchanged, the stored hash is returned without reading the file again.
 
     An object of a store is identified by the size and the version (ETag) that the store states, because its
-    hash would require a download.
+    hash would require a download. Images of a DICOMweb server are identified by their UIDs, sizes and dates.
 
     Args:
         path: A file, a folder or an fsspec URL.
@@ -72,6 +74,8 @@ def digest_of(file: IO[bytes]) -> str:
 
 
 def _hash_url(url: str, full: bool) -> str:
+    if is_dicomweb_url(url):
+        return dicomweb_identity(url)
     if is_object_url(url) and (version := _object_version(url)) is not None:
         return version
     state = _url_state(url)

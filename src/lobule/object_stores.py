@@ -19,6 +19,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from lobule.dicomweb import is_dicomweb_url
 from lobule.errors import NotReadable
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "abfs", "abfss", "http", "https")
@@ -38,7 +39,8 @@ class RangesNotSupported(NotReadable):
 
 def is_object_url(url: str) -> bool:
     """Whether a URL is read with ranges of an object store, which needs the extra `remote`."""
-    return url.partition("://")[0].lower() in SCHEMES and find_spec("obstore") is not None
+    is_object = url.partition("://")[0].lower() in SCHEMES and not is_dicomweb_url(url)
+    return is_object and find_spec("obstore") is not None
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ def export(
     ngff: Literal["0.5", "0.4"] = "0.5",
     show_patients: bool = False,
     fresh: bool = False,
+    store: str | None = None,
     progress: Callable[[str], None] = lambda case: None,
 ) -> ExportReport:
     """Write results in the format of other software.
@@ -51,6 +53,8 @@ def export(
         ngff: Version of OME-Zarr.
         show_patients: Write the names of patients.
         fresh: Write all cases again.
+        store: Address of a DICOMweb server on which the DICOM objects are stored as well. Objects that it has
+            are not replaced.
         progress: Called with the name of each case that is done.
 
     Returns:
@@ -67,7 +71,9 @@ def export(
     from lobule.evaluation.options import as_tuple
     from lobule.exports import ExportOptions
     from lobule.exports.run import export_results
+    from lobule.exports.store import require_storable, store_export
 
+    server = None if store is None else require_storable(to, store)
     chosen_layers: Any = as_tuple("layers", layers) or None
     options = ExportOptions(
         layers=chosen_layers,
@@ -78,10 +84,11 @@ def export(
         ngff=ngff,
         show_patients=show_patients,
     )
-    return export_results(
+    outcome = export_results(
         results, to, out, cases=as_tuple("cases", cases), cohort=_rows(cohort), slides=slides,
         options=options, fresh=fresh, progress=progress,
     )  # fmt: skip
+    return outcome if server is None else replace(outcome, store=store_export(outcome, server))
 
 
 @checked_options

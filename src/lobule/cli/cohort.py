@@ -10,17 +10,19 @@ import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, progress
 from lobule.errors import UsageError
+from lobule.files import is_url
 from lobule.layouts import LAYOUTS, read_layout
 
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
 
-LAYOUT_NAMES = (*LAYOUTS, "dicom")
+LAYOUT_NAMES = (*LAYOUTS, "dicom", "dicomweb")
 
 
 @lobule_command(
     "lobule cohort photos --from folder --out photos.csv",
     "lobule cohort CAMELYON16 --from camelyon16 --out camelyon16.csv",
+    "lobule cohort http://localhost:8042/dicom-web --from dicomweb --out slides.csv",
 )
 @click.argument("folder", metavar="DIR")
 @click.option(
@@ -38,14 +40,17 @@ def command(folder: str, layout: str, out: str | None, outlines: str | None, for
 
     Most layouts are those of public data sets as they are released; docs/data.md says for each which files
     are read, what the labels mean, and what happens to official splits that share patients.
-    dicom groups slides, or the views of mammography exams, by their DICOM headers. folder uses the name of
-    each subfolder as a label.
+    dicom groups slides, or the views of mammography exams, by their DICOM headers. dicomweb does the same on
+    a DICOMweb server, whose address replaces DIR; a query such as ?PatientID=7 restricts the studies. folder
+    uses the name of each subfolder as a label.
 
     --outlines also converts the outlines of lesions, one GeoJSON file for each exam, and writes them into the
     column annotation. Files that an earlier call converted are used again.
     """
     from lobule.cohort import write_cohort
 
+    if out is None and is_url(folder):
+        raise UsageError("a cohort of a server needs a manifest to write", remedy="Add --out cohort.csv")
     manifest_path = Path(out) if out else Path(folder) / "cohort.csv"
     if manifest_path.exists() and not force:
         raise UsageError(
@@ -56,6 +61,10 @@ def command(folder: str, layout: str, out: str | None, outlines: str | None, for
         from lobule.cli.dicom_cohort import dicom
 
         cohort, left_out = dicom(folder)
+    elif layout == "dicomweb":
+        from lobule.cli.dicomweb_cohort import dicomweb
+
+        cohort, left_out = dicomweb(folder)
     else:
         cohort = read_layout(layout, folder)
     if outlines is not None:

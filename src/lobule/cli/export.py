@@ -21,6 +21,7 @@ MOST_LINES = 20
 @lobule_command(
     "lobule export RESULTS --to qupath --out OUT",
     "lobule export RESULTS --to camelyon16 --out OUT",
+    "lobule export RESULTS --to dicom-sr --out OUT --store https://HOST/dicom-web --show-patients",
 )
 @click.argument("results")
 @click.option("--to", required=True, type=click.Choice(list(EXPORTS)), metavar="FORMAT",
@@ -39,6 +40,8 @@ MOST_LINES = 20
 @click.option("--ngff", type=click.Choice(["0.5", "0.4"]), default="0.5", show_default=True,
               help="Version of OME-Zarr.")  # fmt: skip
 @click.option("--show-patients", is_flag=True, help="Write the names of patients.")
+@click.option("--store", metavar="URL",
+              help="Also store the DICOM objects on this DICOMweb server; nothing is replaced.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Write all cases again, also those that have not changed.")
 def command(results: str, to: str, out: str, **options: Any) -> CommandOutput:
     """Write results in the format of other software, case by case; resumable.
@@ -67,6 +70,10 @@ def as_text(report: ExportReport) -> str:
         for record in report.records
         if record.error or record.notes
     ]
+    if report.store is not None:
+        counts = f"{len(report.store.stored):,} stored, {len(report.store.present):,} were there already"
+        lines += [("server", report.store.server), ("objects", counts)]
+        remarks += list(report.store.failed.items())
     blocks = [format_fields(lines)]
     if remarks:
         shown = [f"  {case}: {sentences}" for case, sentences in remarks[:MOST_LINES]]

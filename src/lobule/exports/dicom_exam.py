@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.dicomweb import is_dicomweb_url
+from lobule.dicomweb.images import read_instance
 from lobule.errors import CaseError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.dicom_slide import uid
@@ -75,7 +76,7 @@ def exam_views(case: ExportCase, options: ExportOptions) -> list[ExamView]:
 
 def _view(case: ExportCase, name: str, options: ExportOptions) -> ExamView:
     path = case.frames[name].path
-    dataset = None if path is None else _header(Path(path))
+    dataset = None if path is None else _header(path)
     if dataset is None:
         size = _size(case, name, path)
         return ExamView(name, _described(case, name, size, options), size, True)
@@ -96,10 +97,12 @@ def _view(case: ExportCase, name: str, options: ExportOptions) -> ExamView:
     return ExamView(name, dataset, Size(int(dataset.Columns), int(dataset.Rows)), False)
 
 
-def _header(path: Path) -> Dataset | None:
-    """Return the header of a DICOM file, or None if the file is not DICOM."""
+def _header(path: str) -> Dataset | None:
+    """Return the header of a DICOM file or of an image on a server, or None if the file is not DICOM."""
     import pydicom
 
+    if is_dicomweb_url(path):
+        return read_instance(path, pixels=False)
     try:
         with no_warnings():
             return pydicom.dcmread(path, stop_before_pixels=True)

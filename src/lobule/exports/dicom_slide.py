@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lobule.errors import CaseError, NotReadable, TooLarge
+from lobule.dicomweb import is_dicomweb_url
+from lobule.errors import CaseError, TooLarge
 from lobule.exports.case import ExportCase, ImageFrame
+from lobule.exports.dicom_source import datasets_of
 from lobule.exports.options import ExportOptions
 from lobule.geometry import Size
+from lobule.results.result import RESEARCH_USE
 from lobule.slides.dicom_series import WHOLE_SLIDE, no_warnings
 from lobule.units import Mpp
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 TILE = 512
+LONG_STRING = 64
+"""Most characters of a value with the representation LO."""
 SLICE_MM = 0.001
 """Thickness of the section. It is not known, and DICOM requires a value."""
 
@@ -72,7 +75,7 @@ def base_level(case: ExportCase, options: ExportOptions) -> SlideLevel:
     """Return level 0 of the slide."""
     frame = case.frames["slide"]
     mpp = require_mpp(case, frame)
-    if options.source is not None:
+    if _has_dicom_files(case, options):
         return _source_levels(case, options)[0]
     size = frame.size or _size_of_maps(case)
     return described_level(case, size, (1.0, 1.0), mpp, options, 0)
@@ -207,7 +210,7 @@ def levels_for_map(
     """
     frame = case.frames["slide"]
     mpp = require_mpp(case, frame)
-    if options.source is not None:
+    if _has_dicom_files(case, options):
         levels = _source_levels(case, options)
         distance = [abs(np.log(level.l0_step[0] / l0_stride[0])) for level in levels]
         first = int(np.argmin(distance))
@@ -215,7 +218,7 @@ def levels_for_map(
         if not chosen:
             raise CaseError(
                 "no level of the DICOM slide has a resolution near that of the map",
-                subject=options.source, expected=f"about {l0_stride[0] * mpp.x:.3g} µm/px",
+                subject=case.name, expected=f"about {l0_stride[0] * mpp.x:.3g} µm/px",
             )  # fmt: skip
         return chosen
     if shape[0] * shape[1] > MOST_PIXELS:
@@ -238,15 +241,21 @@ def levels_for_map(
 # -- DICOM files of the slide -------------------------------------------------------------------------------
 
 
+def _has_dicom_files(case: ExportCase, options: ExportOptions) -> bool:
+    """Whether the objects refer to DICOM files: those of `source`, or those that were scanned on a server."""
+    return options.source is not None or is_dicomweb_url(case.frames["slide"].path or "")
+
+
 def _source_levels(case: ExportCase, options: ExportOptions) -> list[SlideLevel]:
     """Return the levels of the DICOM files of a slide, finest first."""
 
-    assert options.source is not None
-    datasets = _datasets_of(options.source, case.name)
     frame = case.frames["slide"]
+    source = options.source or frame.path
+    assert source is not None
+    datasets = datasets_of(source, case.name)
     mpp = require_mpp(case, frame)
     size = Size(int(datasets[0].TotalPixelMatrixColumns), int(datasets[0].TotalPixelMatrixRows))
-    offset = _l0_offset(case, frame, size, options.source)
+    offset = _l0_offset(case, frame, size, source)
     levels = []
     for dataset in datasets:
         with no_warnings():
@@ -264,7 +273,7 @@ def _source_levels(case: ExportCase, options: ExportOptions) -> list[SlideLevel]
     return levels
 
 
-def _l0_offset(case: ExportCase, frame: ImageFrame, size: Size, source: Path) -> tuple[float, float]:
+def _l0_offset(case: ExportCase, frame: ImageFrame, size: Size, source: Path | str) -> tuple[float, float]:
     """Return the position of the DICOM image on the slide: converters may crop a slide to its bounds."""
     if frame.size is None or size == frame.size:
         return (0.0, 0.0)
@@ -275,56 +284,6 @@ def _l0_offset(case: ExportCase, frame: ImageFrame, size: Size, source: Path) ->
         "the DICOM files are not of this slide",
         subject=f"{source} for the case {case.name}", expected=" or ".join(expected), actual=str(size),
     )  # fmt: skip
-
-
-@lru_cache(maxsize=4)
-def _datasets_of(source: Path, case: str) -> tuple[Any, ...]:
-    """Return the headers of the levels of a slide, from `source` or its folder with the name of the case."""
-    import pydicom
-
-    folder = source / case if (source / case).is_dir() else source
-    if not folder.is_dir():
-        raise NotReadable("there is no such folder", subject=source, expected="DICOM files of the slides")
-    datasets = []
-    for path in sorted(item for item in folder.iterdir() if item.is_file()):
-        try:
-            with no_warnings():
-                dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
-            continue
-        if dataset.get("SOPClassUID") == WHOLE_SLIDE and "VOLUME" in dataset.get("ImageType", []):
-            datasets.append(dataset)
-    if not datasets:
-        raise CaseError(
-            "the folder contains no level of a DICOM slide", subject=folder,
-            expected=f"VL Whole Slide Microscopy images, or a folder named '{case}' with them",
-        )  # fmt: skip
-    _require_attributes(datasets, folder)
-    return tuple(sorted(datasets, key=lambda dataset: -int(dataset.TotalPixelMatrixColumns)))
-
-
-REQUIRED = (
-    "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixOriginSequence",
-    "ImageOrientationSlide", "SharedFunctionalGroupsSequence", "TotalPixelMatrixColumns",
-    "TotalPixelMatrixRows",
-)  # fmt: skip
-
-
-def _require_attributes(datasets: Sequence[Any], folder: Path) -> None:
-    missing = sorted({name for dataset in datasets for name in REQUIRED if name not in dataset})
-    if missing:
-        raise CaseError(
-            "the DICOM slide lacks attributes that objects derived from it need",
-            subject=folder,
-            expected=", ".join(REQUIRED),
-            actual=f"no {', '.join(missing)}",
-            remedy="Convert the slide again, or leave --source away to use a generated description",
-        )
-    if len({dataset.SeriesInstanceUID for dataset in datasets}) > 1:
-        raise CaseError(
-            "the folder contains several DICOM slides", subject=folder,
-            remedy="Put the files of each slide into a folder with the name of its case",
-        )  # fmt: skip
 
 
 # -- objects ------------------------------------------------------------------------------------------------
@@ -371,6 +330,7 @@ def save(dataset: Any, path: Path, case: ExportCase) -> None:
         if f"{prefix}Time" in dataset:
             setattr(dataset, f"{prefix}Time", clock)
     _replace_random_uids(dataset)
+    dataset.SeriesDescription = RESEARCH_USE[:LONG_STRING]
     if "SpecificCharacterSet" not in dataset:
         dataset.SpecificCharacterSet = "ISO_IR 192"
     for equipment in dataset.get("ContributingEquipmentSequence", []):

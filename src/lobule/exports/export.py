@@ -70,6 +70,27 @@ class CaseRecord:
         return cls(**{**plain, "notes": tuple(plain["notes"])})
 
 
+@dataclass(frozen=True)
+class StoreReport:
+    """What was stored on a server."""
+
+    server: str
+    stored: tuple[str, ...] = ()
+    """Files that were stored now."""
+    present: tuple[str, ...] = ()
+    """Files whose objects the server had already."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """The error of each file that could not be stored."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "server": self.server,
+            "stored": list(self.stored),
+            "present": list(self.present),
+            "failed": dict(self.failed),
+        }
+
+
 Write = Callable[[ExportCase, Path, ExportOptions], CaseOutput]
 Finish = Callable[[Sequence[CaseRecord], Path, ExportOptions], None]
 

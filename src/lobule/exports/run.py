@@ -21,7 +21,7 @@ from lobule import __version__
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError, ResultsError, UsageError
 from lobule.exports.case import ExportCase, unreadable
-from lobule.exports.export import CaseRecord, Export, find_export
+from lobule.exports.export import CaseRecord, Export, StoreReport, find_export
 from lobule.exports.options import ExportOptions
 from lobule.files import (
     case_folder_name,
@@ -63,6 +63,8 @@ class ExportReport:
     files: tuple[str, ...] = ()
     """Files about all cases."""
     notes: tuple[str, ...] = field(default=())
+    store: StoreReport | None = None
+    """What was stored on a DICOMweb server."""
 
     @property
     def exported(self) -> tuple[CaseRecord, ...]:
@@ -70,8 +72,9 @@ class ExportReport:
 
     @property
     def failed(self) -> int:
-        """Cases that could not be exported although they have a result."""
-        return sum(1 for record in self.records if record.error is not None)
+        """Cases with a result that could not be exported, and files that could not be stored."""
+        failed = sum(1 for record in self.records if record.error is not None)
+        return failed + (len(self.store.failed) if self.store else 0)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -82,6 +85,7 @@ class ExportReport:
             "failed": self.failed,
             "cases": [record.to_dict() for record in self.records],
             "files": list(self.files),
+            **({"store": self.store.to_dict()} if self.store else {}),
         }
 
 

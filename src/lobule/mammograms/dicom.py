@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
+from lobule.dicomweb import is_dicomweb_url
+from lobule.dicomweb.images import read_instance
 from lobule.errors import CaseError, DamagedFile, MissingExtra, NotAMammogram, UnknownFormat
 from lobule.files import open_url
 from lobule.mammograms.dicom_codes import Override
@@ -97,6 +99,8 @@ def _read(path: str | Path, *, pixels: bool) -> Dataset:
         import pydicom
     except ImportError as error:
         raise MissingExtra("mammography", "Reading DICOM mammograms") from error
+    if is_dicomweb_url(str(path)):
+        return read_instance(str(path), pixels=pixels)
     with open_url(path) as file, quiet():
         try:
             meta = read_file_meta(file)

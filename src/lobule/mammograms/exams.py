@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lobule.errors import LobuleError, NotAMammogram
@@ -90,26 +90,35 @@ def read_exams(folder: str | Path, *, allow: Collection[Override] = ()) -> ExamF
     For each view, the newest image is chosen, and among equally new ones the largest. The others become its
     alternates.
     """
-    studies: dict[str, list[Heading]] = {}
-    refused, failed = [], {}
+    headings: list[Heading] = []
+    failed: dict[str, LobuleError] = {}
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         try:
-            heading = examine_dicom(path, allow=allow)
+            headings.append(examine_dicom(path, allow=allow))
         except LobuleError as error:
             failed[str(path)] = error
-            continue
+    report = group_exams(headings)
+    return replace(report, failed={**failed, **report.failed})
+
+
+def group_exams(headings: Iterable[Heading]) -> ExamFolder:
+    """Group images into exams by study, as `read_exams` does."""
+    studies: dict[str, list[Heading]] = {}
+    refused: list[Heading] = []
+    failed: dict[str, LobuleError] = {}
+    for heading in headings:
         if heading.is_usable:
-            studies.setdefault(heading.study or str(path.parent), []).append(heading)
+            studies.setdefault(heading.study or str(Path(heading.path).parent), []).append(heading)
         else:
             refused.append(heading)
     exams = []
-    for study, headings in sorted(studies.items(), key=lambda item: item[1][0].path):
+    for study, of_study in sorted(studies.items(), key=lambda item: item[1][0].path):
         try:
-            require_one_patient(headings)
+            require_one_patient(of_study)
         except NotAMammogram as error:
             failed[study] = error
             continue
-        exams.append(_exam_of(headings))
+        exams.append(_exam_of(of_study))
     return ExamFolder(tuple(exams), tuple(refused), failed)
 
 

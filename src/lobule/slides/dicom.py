@@ -19,22 +19,20 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import CaseError, TooLarge, UnknownFormat, damaged
+from lobule.errors import CaseError, NotReadable, TooLarge, UnknownFormat, damaged
 from lobule.geometry import Box, Size
 from lobule.slides import jpeg
 from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import TileCache
+from lobule.slides.dicom_access import FrameReader, SeriesAccess
 from lobule.slides.dicom_series import Header, files_of_slide, no_warnings
 from lobule.slides.tile_codecs import JPEG2000_START, jpeg2000_header
 from lobule.units import Mpp
-
-if TYPE_CHECKING:
-    from wsidicom.file import WsiDicomFileSource
 
 # wsidicom logs a traceback for each file it skips. The error raised here already names the problem.
 logging.getLogger("wsidicom").addHandler(logging.NullHandler())
@@ -69,6 +67,7 @@ class _Plane:
     tile: Size
     z: float
     optical_path: str
+    frames: FrameReader | None = field(default=None, compare=False)
     lookup_lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
     """Held during the lookup of a tile: wsidicom's index of the file is not thread-safe."""
     decode_lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
@@ -93,6 +92,8 @@ class _Plane:
         def tile_at(column: int, row: int) -> RGB:
             try:
                 return cache.get((key, reduce, column, row), partial(self.decode, column, row, reduce))
+            except NotReadable:  # the server failed; the tile is not damaged
+                raise
             except Exception as error:  # decoders raise any exception on damaged bytes
                 raise _BadTile((column, row), str(error) or type(error).__name__) from error
 
@@ -100,14 +101,10 @@ class _Plane:
 
     def decode(self, column: int, row: int, reduce: int) -> RGB:
         """One tile; white if the file does not store it."""
-        from wsidicom.geometry import Point
-
         expected_shape = (self.tile.height // reduce, self.tile.width // reduce, 3)
-        point = Point(column, row)
-        with self.lookup_lock:
-            if self.pixels.is_sparse(point, self.z, self.optical_path):
-                return np.full(expected_shape, 255, np.uint8)
-            frame = self.pixels.get_encoded_tile(point, self.z, self.optical_path)
+        frame = self._encoded(column, row)
+        if frame is None:
+            return np.full(expected_shape, 255, np.uint8)
         if self.is_jpeg:
             return self._decode_jpeg(frame, reduce)
         self._check_declared(_declared_size(frame) or self.tile)
@@ -118,6 +115,25 @@ class _Plane:
         if tile.shape != expected_shape:
             raise ValueError(f"decodes to {tile.shape[1]} × {tile.shape[0]} px, not {self.tile}")
         return tile
+
+    def frame_index(self, column: int, row: int) -> int:
+        """Number of the frame of a tile, counted from 0; -1 if it is not stored."""
+        from wsidicom.geometry import Point
+
+        with self.lookup_lock:
+            return int(self.pixels.tiles.get_frame_index(Point(column, row), self.z, self.optical_path))
+
+    def _encoded(self, column: int, row: int) -> bytes | None:
+        from wsidicom.geometry import Point
+
+        if self.frames is not None:
+            index = self.frame_index(column, row)
+            return None if index == -1 else self.frames.read(index)
+        point = Point(column, row)
+        with self.lookup_lock:
+            if self.pixels.is_sparse(point, self.z, self.optical_path):
+                return None
+            return bytes(self.pixels.get_encoded_tile(point, self.z, self.optical_path))
 
     def _decode_other(self, frame: bytes) -> NDArray[Any]:
         from wsidicom.codec.decoder import PydicomDecoder
@@ -154,7 +170,7 @@ class _Opened:
 
     def __init__(
         self,
-        source: WsiDicomFileSource,
+        source: Any,
         levels: tuple[_Plane, ...],
         associated: Mapping[str, _Plane],
         spacing: StatedMpp | None,
@@ -171,12 +187,13 @@ class DicomBackend:
     format = "dicom"
     bounds: Box | None = None
 
-    def __init__(self, path: str, headers: list[Header]) -> None:
+    def __init__(self, path: str, headers: list[Header], access: SeriesAccess | None = None) -> None:
         self.path = path
         self._headers = headers
+        self._access = access or _files(headers)
         self._lock = threading.Lock()
         self.cache = TileCache()
-        opened = _open(path, headers)
+        opened = _open(path, headers, self._access)
         self._opened: _Opened | None = opened
         self.levels = tuple(Level(plane.size, plane.tile) for plane in opened.levels)
         self.associated: Mapping[str, Size | None] = {
@@ -226,29 +243,40 @@ class DicomBackend:
             self._opened = None
             self.cache.clear()
 
+    def plane(self, level: int) -> _Plane:
+        return self._files().levels[level]
+
     def _files(self) -> _Opened:
         """The open files. A reader holds them in a variable, so that no other thread can close them."""
         with self._lock:
             if self._opened is None:
-                self._opened = _open(self.path, self._headers)
+                self._opened = _open(self.path, self._headers, self._access)
             return self._opened
 
 
 # -- opening ----------------------------------------------------------------------------------------------
 
 
-def _open(path: str, headers: list[Header]) -> _Opened:
+def _files(headers: list[Header]) -> SeriesAccess:
+    def open_files() -> Any:
+        from wsidicom.file import WsiDicomFileSource
+
+        return WsiDicomFileSource.open([header.file for header in headers])
+
+    return SeriesAccess(open_files, lambda instance: {file.name for file in instance.image_data.files})
+
+
+def _open(path: str, headers: list[Header], access: SeriesAccess) -> _Opened:
     from wsidicom.config import Settings, use_settings
     from wsidicom.errors import WsiDicomNotFoundError
-    from wsidicom.file import WsiDicomFileSource
 
     sizes = {"decoded_frame_cache_size": SMALL_CACHE, "encoded_frame_cache_size": SMALL_CACHE}
     settings = Settings(strict_tile_size_check=False, **sizes)
     source = None
     try:
         with use_settings(settings), no_warnings():
-            source = WsiDicomFileSource.open([header.file for header in headers])
-            return _planes(path, headers, source)
+            source = access.open()
+            return _planes(path, headers, source, access)
     except Exception as error:  # the parser raises any exception on damaged bytes
         if source is not None:
             source.close()
@@ -259,15 +287,15 @@ def _open(path: str, headers: list[Header]) -> _Opened:
         raise damaged(path, "the DICOM slide cannot be read", error) from error
 
 
-def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Opened:
+def _planes(path: str, headers: list[Header], source: Any, access: SeriesAccess) -> _Opened:
     instances = list(source.level_instances)
-    used = {file.name for instance in instances for file in instance.image_data.files}
+    used = {name for instance in instances for name in access.names_of(instance)}
     unread = [header for header in headers if header.is_level and header.file.name not in used]
     if unread:
         raise _unusable_levels(path, unread)
     by_size: dict[Size, _Plane] = {}
     for instance in instances:
-        plane = _plane(path, instance)
+        plane = _plane(path, instance, access)
         previous = by_size.get(plane.size)
         if previous is None or abs(plane.z) < abs(previous.z):
             by_size[plane.size] = plane
@@ -275,7 +303,7 @@ def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Op
     candidates_of = {"label": source.label_instances, "macro": source.overview_instances}
     candidates_of |= {"thumbnail": source.thumbnail_instances}
     first = {name: next(iter(candidates), None) for name, candidates in candidates_of.items()}
-    associated = {name: _plane(path, one) for name, one in first.items() if one is not None}
+    associated = {name: _plane(path, one, access) for name, one in first.items() if one is not None}
     return _Opened(source, levels, associated, _spacing(instances), _colour_profile(instances))
 
 
@@ -297,7 +325,7 @@ def _unusable_levels(path: str, headers: list[Header]) -> CaseError:
     return damaged(path, "a level of the DICOM slide cannot be used", f"{names}: its header is damaged")
 
 
-def _plane(path: str, instance: Any) -> _Plane:
+def _plane(path: str, instance: Any, access: SeriesAccess) -> _Plane:
     size = Size(instance.size.width, instance.size.height)
     tile = Size(instance.tile_size.width, instance.tile_size.height)
     sane = min(*tile, *size) > 0 and max(tile) <= MAX_TILE_SIDE
@@ -307,7 +335,8 @@ def _plane(path: str, instance: Any) -> _Plane:
             subject=path,
             expected=f"tiles of 1 to {MAX_TILE_SIDE} px a side, at most {MAX_TILES // 10**6} million of them",
         )
-    return _Plane(instance.image_data, size, tile, instance.default_z, instance.default_path)
+    frames = access.frames_of(instance)
+    return _Plane(instance.image_data, size, tile, instance.default_z, instance.default_path, frames)
 
 
 def _colour_profile(instances: Iterable[Any]) -> bytes | None:

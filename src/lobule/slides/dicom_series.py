@@ -61,7 +61,7 @@ def files_of_slide(path: str) -> list[Header] | None:
         neighbours = _neighbours(file_or_folder.parent)
         headers = [named_header, *(other for other in neighbours if other.file.name != file_or_folder.name)]
     of_series = [header for header in headers if header.is_slide and header.series == series]
-    _check_levels(path, of_series)
+    check_levels(path, of_series)
     return of_series
 
 
@@ -112,12 +112,12 @@ def _header(file: Path) -> Header | None:
         try:
             with no_warnings():
                 dataset = read_partial(first_bytes, stop_when=lambda tag, vr, length: tag > LAST_HEADER_TAG)
-                return _header_of(file, dataset, meta.transfer_syntax)
+                return header_of(file, dataset, meta.transfer_syntax)
         except Exception as error:  # the parser raises any exception on damaged bytes
             raise damaged(file, "the DICOM header cannot be read", error) from error
 
 
-def _header_of(file: Path, dataset: FileDataset, transfer_syntax: str) -> Header:
+def header_of(file: Path, dataset: FileDataset, transfer_syntax: str) -> Header:
     image_type = dataset.get("ImageType") or ""
     return Header(
         file,
@@ -175,7 +175,7 @@ def _header_of_state(path: str, size: int, modified_ns: int, inode: int) -> Head
         return None
 
 
-def _check_levels(path: str, headers: list[Header]) -> None:
+def check_levels(path: str, headers: list[Header]) -> None:
     """Refuse a series without a level, and name the value and the file that were expected to mark one."""
     if any(header.is_level for header in headers):
         return

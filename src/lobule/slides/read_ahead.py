@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 LARGEST_REQUEST = 1 << 20
 LARGEST_GAP = 1 << 11
@@ -20,6 +21,9 @@ REQUESTS = 16
 
 Range = tuple[int, int]
 """Offset and length in bytes."""
+
+Data = TypeVar("Data", bound=Sequence[Any])
+"""What is read: bytes of a file, or frames, of which `offset` and `length` then are numbers."""
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
@@ -40,21 +44,21 @@ def read_all(read: Callable[[int, int], bytes], start: int, end: int, chunk: int
 
 
 @dataclass(eq=False)
-class Request:
+class Request(Generic[Data]):
     """One request for several neighbouring ranges."""
 
     number: int
     start: int
     end: int
     unused: set[Range]
-    data: Future[bytes] | None = None
+    data: Future[Data] | None = None
 
     @property
     def size(self) -> int:
         return self.end - self.start
 
 
-class ReadAhead:
+class ReadAhead(Generic[Data]):
     """The ranges that will be read, in this order. Reading one starts the requests for those that follow.
 
     Args:
@@ -62,21 +66,26 @@ class ReadAhead:
         ranges: The ranges in the order of their use, each once.
         most_bytes: Bytes that may be fetched and not yet used.
         used_bytes: Bytes that remain after their use, because tiles under two rows of fields are read twice.
+        largest_request: Most bytes of a request that joins ranges.
+        largest_gap: Most bytes between two joined ranges.
     """
 
     def __init__(
         self,
-        read: Callable[[int, int], bytes],
+        read: Callable[[int, int], Data],
         ranges: Sequence[Range],
         most_bytes: int = AHEAD_BYTES,
         used_bytes: int = USED_BYTES,
+        largest_request: int = LARGEST_REQUEST,
+        largest_gap: int = LARGEST_GAP,
     ) -> None:
-        self._read, self._most_bytes, self._most_used_bytes = read, most_bytes, used_bytes
-        self._requests = coalesced(ranges)
+        self._read = read
+        self._most_bytes, self._most_used_bytes = most_bytes, used_bytes
+        self._requests: list[Request[Data]] = coalesced(ranges, largest_request, largest_gap)
         self._request_of = {item: request for request in self._requests for item in request.unused}
         self._next = 0
         self._fetched_bytes = self._used_bytes = 0
-        self._used: OrderedDict[Request, None] = OrderedDict()
+        self._used: OrderedDict[Request[Data], None] = OrderedDict()
         """Requests of which every range was used, those used last at the end."""
         self._lock = threading.Lock()
 
@@ -84,8 +93,8 @@ class ReadAhead:
         """Whether all ranges are planned."""
         return all(item in self._request_of for item in ranges)
 
-    def take(self, offset: int, length: int) -> bytes | None:
-        """Return the bytes of a range; None if it was not planned, or was used too long ago."""
+    def take(self, offset: int, length: int) -> Data | None:
+        """Return the data of a range; None if it was not planned, or was used too long ago."""
         item = (offset, length)
         with self._lock:
             request = self._request_of.get(item)
@@ -105,7 +114,7 @@ class ReadAhead:
             raise
         with self._lock:
             self._mark_used(request, item)
-        return request_bytes[offset - request.start : offset - request.start + length]
+        return cast(Data, request_bytes[offset - request.start : offset - request.start + length])
 
     def close(self) -> None:
         """Forget everything that was fetched."""
@@ -127,18 +136,18 @@ class ReadAhead:
                 self._start(request)
             self._next += 1
 
-    def _start(self, request: Request) -> None:
+    def _start(self, request: Request[Data]) -> None:
         request.data = _requests().submit(self._read, request.start, request.end)
         self._fetched_bytes += request.size
 
-    def _forget_failed(self, request: Request, data: Future[bytes]) -> None:
+    def _forget_failed(self, request: Request[Data], data: Future[Data]) -> None:
         """Let the ranges of a request that failed be read one by one, if they are read again."""
         if request.data is data:
             request.data = None
             request.unused.clear()
             self._fetched_bytes -= request.size
 
-    def _mark_used(self, request: Request, item: Range) -> None:
+    def _mark_used(self, request: Request[Data], item: Range) -> None:
         """Note that a range was used. The requests that were used the longest time ago are forgotten."""
         if request.data is None:
             return  # Everything was forgotten in the meantime.
@@ -157,13 +166,15 @@ class ReadAhead:
         self._start_more()
 
 
-def coalesced(ranges: Sequence[Range]) -> list[Request]:
+def coalesced(
+    ranges: Sequence[Range], largest_request: int = LARGEST_REQUEST, largest_gap: int = LARGEST_GAP
+) -> list[Request[Any]]:
     """Join ranges that follow each other in the file and in the order of their use."""
-    requests: list[Request] = []
+    requests: list[Request[Any]] = []
     for offset, length in ranges:
         end = offset + length
         last = requests[-1] if requests else None
-        if last is not None and 0 <= offset - last.end <= LARGEST_GAP and end - last.start <= LARGEST_REQUEST:
+        if last is not None and 0 <= offset - last.end <= largest_gap and end - last.start <= largest_request:
             last.end = end
             last.unused.add((offset, length))
         else:

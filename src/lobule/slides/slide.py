@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lobule.dicomweb import is_dicomweb_url
 from lobule.errors import (
     ConfigError,
     DamagedFile,
@@ -34,11 +35,15 @@ READERS: dict[str, str] = {
     "openslide": "lobule.slides.openslide",
     "flat": "lobule.slides.flat",
 }
-"""Backends in the order in which they are tried; each module has `open_backend(path) -> Backend | None`.
+"""Backends for files in the order in which they are tried.
 
+Each module has `open_backend(path) -> Backend | None`.
 None means that the file is for another backend; an error means that it is for this one and is damaged.
 A value may also be the function itself.
 """
+
+DICOMWEB_READER = "lobule.slides.dicom_web"
+"""The only backend for URLs of DICOMweb servers."""
 
 NEAR = 0.10
 """A level whose µm/px differs from the requested one by at most this share is read unscaled."""
@@ -362,7 +367,8 @@ def check_readable(path: str) -> None:
 
 def _find_backend(path: str, requested: str | None) -> Backend:
     check_readable(path)
-    for name, reader in READERS.items():
+    readers = {"dicomweb": DICOMWEB_READER} if is_dicomweb_url(path) else READERS
+    for name, reader in readers.items():
         if requested in (None, name) and (backend := _open_function(reader)(path)) is not None:
             return _with_checked_sizes(backend, path)
         if name == "tiff" and needs_local_copy(path):

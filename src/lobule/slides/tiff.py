@@ -88,7 +88,7 @@ class TiffBackend:
         self._associated_layers = metadata.associated
         self._large_tile = threading.Lock()
         self._file = Ranges(path)
-        self._planned: ReadAhead | None = None
+        self._planned: ReadAhead[bytes] | None = None
         """Tiles of a remote file that the running pass will read."""
         self._reading = threading.local()
         """Tiles of a remote file that the running read of a thread needs."""
