@@ -7,18 +7,18 @@
 
 Rates are measured after the first cases, when every worker is warm. The model is the dense net `tiny`.
 
-    python benchmarks/cohort.py [--quick]
+    python benchmarks/cohort.py [--quick] [--only KEY]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -33,8 +33,9 @@ from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
-from measure import arguments, report
+from measure import report
 
+KEYS = ("two_workers", "ray_over_local", "case_ms")
 WARM_UP = 4
 """Cases that are not counted: the first ones of every worker."""
 OPTIONS = ScanOptions(tissue=None)
@@ -51,8 +52,8 @@ class Plan:
     trivial: tuple[int, int]
 
 
-FULL = Plan(cases=40, side_px=2048, rounds=3, trivial=(200, 1200))
-QUICK = Plan(cases=14, side_px=1536, rounds=1, trivial=(30, 130))
+FULL = Plan(cases=40, side_px=2048, rounds=2, trivial=(200, 1200))
+QUICK = Plan(cases=12, side_px=1024, rounds=1, trivial=(20, 80))
 
 
 def slides(folder: Path, count: int, side_px: int, name: str) -> Cohort:
@@ -102,15 +103,16 @@ def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores:
     return seconds_per_case(out)
 
 
-def best_times(plan: Plan, folder: Path) -> dict[str, float]:
-    """The best seconds per case of each way of scanning, in turns."""
+def best_times(plan: Plan, folder: Path, keys: Sequence[str]) -> dict[str, float]:
+    """The ratios of times per case: the best of the rounds of each way of scanning, in turns."""
     source, cohort = bundle_in(folder), slides(folder, plan.cases, plan.side_px, "s")
-    scans: Mapping[str, Any] = {
-        "one worker": lambda out: on_ray(source, cohort, out, 1, 1),
-        "two workers": lambda out: on_ray(source, cohort, out, 2, 1),
-        "one worker of two cores": lambda out: on_ray(source, cohort, out, 1, 2),
-        "plain loop of two cores": lambda out: local(source, cohort, out, 2),
-    }
+    scans: dict[str, Callable[[Path], float]] = {}
+    if "two_workers" in keys:
+        scans["one worker"] = lambda out: on_ray(source, cohort, out, 1, 1)
+        scans["two workers"] = lambda out: on_ray(source, cohort, out, 2, 1)
+    if "ray_over_local" in keys:
+        scans["one worker of two cores"] = lambda out: on_ray(source, cohort, out, 1, 2)
+        scans["plain loop of two cores"] = lambda out: local(source, cohort, out, 2)
     best = dict.fromkeys(scans, float("inf"))
     with ray_session(ClusterOptions(workers=2, worker_cpus=1)):
         for number in range(plan.rounds):
@@ -118,7 +120,11 @@ def best_times(plan: Plan, folder: Path) -> dict[str, float]:
                 best[name] = min(best[name], run(folder / f"{name} {number}"))
     for name, seconds in best.items():
         print(f"{name:26} {1 / seconds:8.2f} cases/s")
-    return best
+    pairs = {
+        "two_workers": ("one worker", "two workers"),
+        "ray_over_local": ("one worker of two cores", "plain loop of two cores"),
+    }
+    return {key: best[over] / best[under] for key, (over, under) in pairs.items() if key in keys}
 
 
 def trivial_seconds(folder: Path, source: BundleSource, cohort: Cohort, count: int) -> tuple[float, float]:
@@ -152,19 +158,20 @@ def case_ms(plan: Plan, folder: Path) -> float:
 
 
 def main() -> None:
-    plan = QUICK if arguments(__doc__ or "").quick else FULL
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer cases, under 45 s")
+    parser.add_argument("--only", choices=KEYS, help="measure one key")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    keys = KEYS if options.only is None else (options.only,)
+    ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="lobule-cohort-") as name:
-        (Path(name) / "trivial").mkdir()
-        milliseconds = case_ms(plan, Path(name) / "trivial")
-        best = best_times(plan, Path(name))
-    report(
-        "cohort",
-        {
-            "two_workers": best["one worker"] / best["two workers"],
-            "ray_over_local": best["one worker of two cores"] / best["plain loop of two cores"],
-            "case_ms": milliseconds,
-        },
-    )
+        if "case_ms" in keys:
+            (Path(name) / "trivial").mkdir()
+            ratios["case_ms"] = case_ms(plan, Path(name) / "trivial")
+        if set(keys) - {"case_ms"}:
+            ratios |= best_times(plan, Path(name), keys)
+    report("cohort", ratios)
 
 
 if __name__ == "__main__":

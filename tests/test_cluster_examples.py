@@ -19,6 +19,7 @@ from lobule.results import open_results
 from lobule.results.runs import read_runs
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import pixels_of, write_slide
+from tests.slurm_node import missing_programs, slurm_node
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "cluster"
@@ -177,13 +178,19 @@ def test_snakemake(workspace: Path) -> None:
 
 
 @pytest.fixture
-def slurm() -> Iterator[None]:
-    """A running Slurm of one node; a site's own Slurm is used if there is one."""
-    if shutil.which("sbatch") is None:
-        pytest.skip("Slurm is not installed")
-    if subprocess.run(["sinfo", "--noheader"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("Slurm is installed but its controller does not answer; see scripts/slurm_node")
-    yield
+def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A running Slurm: that of the site if there is one, or else one of one node on this machine."""
+    if missing := missing_programs():
+        pytest.skip(f"Slurm is not installed: {', '.join(missing)} missing")
+    if subprocess.run(["sinfo", "--noheader"], capture_output=True, check=False).returncode == 0:
+        yield
+        return
+    if os.geteuid() != 0:
+        pytest.skip("Slurm does not answer, and only root can start one")
+    with slurm_node(tmp_path_factory.mktemp("slurm")) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 @pytest.mark.campaign

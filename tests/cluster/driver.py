@@ -40,6 +40,7 @@ class Job:
     workers: int = 2
     attempts: int = 4
     address: str | None = None
+    divided_bytes: int = 4 << 30
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def main() -> None:
     progress = Progress()
     report = scan_on_ray(
         SlowSource(job.pause_s, job.processes), job.cohort, job.out, EVERYWHERE, ONE_THREAD,
-        ClusterOptions(job.address, job.workers, 1, job.attempts), progress=progress,
+        ClusterOptions(job.address, job.workers, 1, job.attempts, job.divided_bytes), progress=progress,
     )  # fmt: skip
     outcome = {
         "counts": report.counts,

@@ -43,7 +43,9 @@ class Actor:
 
     @property
     def scan(self) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda order, case: Call(self, self.ray.scan_result(self, case)))
+        return SimpleNamespace(
+            remote=lambda order, case, part=None: Call(self, self.ray.scan_result(self, case))
+        )
 
 
 @dataclass

@@ -125,6 +125,17 @@ def test_a_worker_with_another_version_is_refused(tmp_path: Path) -> None:
 
 @needs_ray
 @pytest.mark.campaign
+def test_slides_divided_among_workers_have_the_bytes_of_a_local_scan(
+    slides: Cohort, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    with driver(Job(slides, str(tmp_path / "r"), divided_bytes=0)) as process:
+        outcome = outcome_of(process)
+    assert outcome["counts"] == {"complete": 8, "failed": 1}
+    assert results_in(tmp_path / "r") == undisturbed
+
+
+@needs_ray
+@pytest.mark.campaign
 def test_a_scan_continues_after_its_driver_was_killed(
     slides: Cohort, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

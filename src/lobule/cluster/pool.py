@@ -11,6 +11,7 @@ from typing import Any
 from lobule.cluster.worker import CaseOutcome, WorkerState
 from lobule.cohort import Case
 from lobule.errors import LobuleError, ResultsError
+from lobule.scanning.case_parts import Part
 
 log = logging.getLogger("lobule.scan")
 
@@ -29,6 +30,8 @@ class Task:
     order: int
     case: Case
     losses: int = 0
+    part: Part | None = None
+    """The share of the case to compute; None for the whole case."""
 
 
 @dataclass(eq=False)
@@ -76,6 +79,10 @@ class WorkerPool:
             for worker in self._workers:
                 self.ray.kill(worker.actor)
 
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Add tasks that follow from finished ones. They are run before all others that wait."""
+        self._queue.extendleft(reversed(tasks))
+
     def stop_workers(self) -> None:
         """Let idle workers end in an orderly way, so that they release their locks."""
         calls = [worker.actor.stop.remote() for worker in self._workers if worker.starting is None]
@@ -97,7 +104,7 @@ class WorkerPool:
             for worker in ready:
                 if self._queue and len(worker.tasks) < most and self._may_take(worker, self._queue[0]):
                     task = self._queue.popleft()
-                    reference = worker.actor.scan.remote(task.order, task.case)
+                    reference = worker.actor.scan.remote(task.order, task.case, task.part)
                     worker.tasks[reference] = task
 
     def _may_take(self, worker: Worker, task: Task) -> bool:

@@ -41,6 +41,8 @@ class ClusterOptions:
     """CPU cores of a worker; by default the cores of the cluster divided by the number of workers."""
     attempts: int = 4
     """How often a case may lose its worker before it is recorded as failed."""
+    divided_bytes: int = 4 << 30
+    """Cases with a larger file are divided among all workers, because one worker would finish last."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
+from lobule.scanning.case_parts import Part
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
@@ -27,6 +28,8 @@ COUNTS = (
     "reading_s", "model_s", "writing_s", "starved_s", "blocked_s", "batch_halvings",
 )  # fmt: skip
 """The counters that a worker reports."""
+PART, NO_PART = "part", "no part"
+"""Outcomes of a share of a case: it was computed, or no pass of the case was incomplete."""
 
 
 class PredictorSource(Protocol):
@@ -114,16 +117,19 @@ class CaseWorker:
             predictor, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
             job.retry_failed, job.verify, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
         )  # fmt: skip
+        self._runner = runner
         self._submit = self._stack.enter_context(runner.session(machine.readers or machine.usable_cores))
         return WorkerState(platform.node(), os.getpid(), dict(engine.__dict__))
 
-    def scan(self, order: int, case: Case) -> CaseOutcome:
-        """Scan a case and return its outcome. Errors of the case are in its result."""
-        self._submit(order, case).result()
+    def scan(self, order: int, case: Case, part: Part | None = None) -> CaseOutcome:
+        """Scan a case, or a share of it, and return the outcome. Errors of the case are in its result."""
+        if part is None:
+            self._submit(order, case).result()
+            status = self.progress.finished.pop(case.id)
+        else:
+            status = PART if self._runner.submit_part(order, case, part).result() else NO_PART
         counters = {name: getattr(self.progress.counters, name) for name in COUNTS}
-        return CaseOutcome(
-            self.progress.finished.pop(case.id), self.progress.inputs.pop(case.id, None), counters
-        )
+        return CaseOutcome(status, self.progress.inputs.pop(case.id, None), counters)
 
     def stop(self) -> None:
         """End the pipeline and release the lock."""

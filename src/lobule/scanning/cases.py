@@ -15,26 +15,24 @@ from typing import Any
 
 import torch
 
-from lobule import __version__
 from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
-from lobule.files import flush_all, make_folder, write_json
+from lobule.files import make_folder, write_json
 from lobule.grid import cells_in_box
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
 from lobule.results.plan import fingerprints, plan_of, same_plan
-from lobule.results.result import (
-    COMPLETE,
-    FAILED,
-    FORMAT,
-    PARTIAL,
-    RESEARCH_USE,
-    UNSCORED,
-    FailedField,
-    Result,
-    error_to_dict,
+from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
+from lobule.results.writing import FINDINGS, write_findings
+from lobule.scanning.case_parts import Part, complete_store, merge_parts
+from lobule.scanning.case_results import (
+    NOTHING_SCORED,
+    any_scored,
+    image_metadata,
+    without_scores,
+    write_result,
+    write_run,
 )
-from lobule.results.writing import FINDINGS, map_summaries, write_findings
 from lobule.scanning.contract import (
     EngineSettings,
     ImageSource,
@@ -50,11 +48,9 @@ from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink
 from lobule.slides.slide import Slide
-from lobule.stitch import State
 
 log = logging.getLogger("lobule.scan")
 
-NOTHING_SCORED = "Nothing was scored: {}."
 CASES_PER_TRIM = 20
 """Freed memory is returned to the system after this many cases. More often would cost time, because the
 following computations have to allocate it again."""
@@ -122,10 +118,18 @@ class CaseRunner:
         case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
         with self.pipeline, case_threads as pool:
             try:
+                self._case_threads = pool
                 yield lambda order, case: pool.submit(self._run_case, order, case)
             except BaseException:
                 self.pipeline.stop()
                 raise
+
+    def submit_part(self, order: int, case: Case, part: Part) -> Future[bool]:
+        """Submit a share of the first pass of a case that is not complete, within a session.
+
+        The future returns whether there was such a pass. Errors are left to the scan of the whole case.
+        """
+        return self._case_threads.submit(self._run_part, order, case, part)
 
     def _wait_for_any_case(self, running: set[Future[None]]) -> set[Future[None]]:
         """Wait until a case finishes, raise its error if it failed, and return the cases still running."""
@@ -163,7 +167,7 @@ class CaseRunner:
         if len(self.progress.finished) % CASES_PER_TRIM == 0:
             return_free_pages()
         if status != "skipped":
-            _write_run(folder, time.monotonic() - began)
+            write_run(folder, time.monotonic() - began)
 
     def _scan_case(self, order: int, case: Case, folder: CaseFolder) -> str:
         try:
@@ -181,6 +185,7 @@ class CaseRunner:
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
         self._write_plan(case, folder, prints)
+        merge_parts(folder)
         try:
             return self._scan_images(order, case, folder, prints)
         except NothingToScore as error:
@@ -195,13 +200,13 @@ class CaseRunner:
         with self._memory_for(opened):
             failed: list[FailedField] = []
             result = self._run_passes(order, opened, folder, failed)
-            scored = _any_scored(folder) if result.scored is None else result.scored
+            scored = any_scored(folder) if result.scored is None else result.scored
             if not failed:
                 status = COMPLETE if scored else UNSCORED
             else:
                 status = PARTIAL if scored else FAILED
             if status == UNSCORED:
-                result = _without_scores(result, opened)
+                result = without_scores(result, opened)
             result = replace(result, notes=(*result.notes, *opened.notes))
             metadata = self._result_metadata(opened, images, failed, result)
         error = None
@@ -252,6 +257,48 @@ class CaseRunner:
             store = sink.finish()
             failed += sink.failures()
 
+    def _run_part(self, order: int, case: Case, part: Part) -> bool:
+        folder = self.results.case_folder(case.id)
+        try:
+            plan = plan_of(case, fingerprints(case))
+            is_changed = (folder.path / PLAN).exists() and not same_plan(folder.path / PLAN, plan)
+            if (folder.path / RESULT).exists() or is_changed:
+                return False
+            make_folder(folder.path)
+            write_json(folder.path / PLAN, plan)
+            opened = OpenedCase(
+                case, self.predictor.images(case, self.options), self.options, self.engine, self.cohort
+            )
+            with self._memory_for(opened):
+                return self._run_part_of_pass(order, opened, folder, part)
+        except (Stopped, ResultsError):
+            raise
+        except Exception:  # The scan of the whole case meets the same error, and records it.
+            if self.pipeline.stopping:
+                raise
+            log.debug("part %s of case %s failed", part.number, case.id, exc_info=True)
+            return False
+
+    def _run_part_of_pass(self, order: int, opened: OpenedCase, folder: CaseFolder, part: Part) -> bool:
+        """Compute a share of the first pass that is not complete. Return False if all are complete."""
+        with closing(self.predictor.steps(opened)) as steps:
+            store = None
+            while True:
+                try:
+                    pass_ = next(steps) if store is None else steps.send(store)
+                except StopIteration:
+                    return False
+                pass_ = _within_region(pass_, opened.case)
+                sink = open_sink(pass_, part.folder(folder))
+                store = complete_store(pass_, folder, sink.chunk_of_row)
+                if store is None:
+                    sink.limit_to(part.rows(sink.chunk_of_row))
+                    images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
+                    self._size_caches(pass_, images)
+                    plan_reads(pass_, images, sink.needed)
+                    self.pipeline.run_pass(order, pass_, images, sink)
+                    return True
+
     def _size_caches(self, pass_: Pass, images: Mapping[str, PixelSource]) -> None:
         """Let each slide cache the tiles under one row of fields, as far as the limit allows.
 
@@ -301,7 +348,7 @@ class CaseRunner:
         decoded = sum(slide.tiles_decoded for slide in slides.values())
         self.progress.counters.add(tiles_decoded=decoded)
         return {
-            "images": {name: _image_metadata(slide) for name, slide in slides.items()},
+            "images": {name: image_metadata(slide) for name, slide in slides.items()},
             "failed": [entry.to_dict() for entry in failed],
             **result.metadata,
         }
@@ -316,42 +363,6 @@ class CaseRunner:
         error: BaseException | None = None,
     ) -> None:
         write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error)
-
-
-def write_result(
-    case: Case,
-    folder: CaseFolder,
-    status: str,
-    bundle: Mapping[str, Any],
-    engine: EngineSettings,
-    extra_fields: Mapping[str, Any],
-    result: Result | None = None,
-    error: BaseException | None = None,
-) -> None:
-    """Write the result of a case, which marks the case as finished."""
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "case": case.id,
-        "patient": case.patient,
-        "status": status,
-        "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
-        "maps": map_summaries(folder),
-        "tables": sorted(folder.tables),
-        "findings": {"count": len(result.findings) if result else 0},
-        "notes": list(result.notes) if result else [],
-        "error": None if error is None else error_to_dict(error),
-        "bundle": dict(bundle),
-        "engine": engine.deciding(),
-        "lobule": __version__,
-        "research_use": RESEARCH_USE,
-        **extra_fields,
-    }
-    if "input" not in body:
-        body["input"] = fingerprints(case, careful=True)
-    make_folder(folder.path)
-    # After a power failure, a case that has a result must also have its complete maps.
-    flush_all(folder.path / "maps")
-    write_json(folder.path / RESULT, body)
 
 
 def _within_region(pass_: Pass, case: Case) -> Pass:
@@ -375,41 +386,3 @@ def _is_finished(folder: CaseFolder) -> bool:
         return folder.status in (COMPLETE, PARTIAL, UNSCORED)
     except ResultsError:
         return False
-
-
-def _image_metadata(slide: Slide) -> dict[str, Any]:
-    resolution = slide.stated_mpp
-    return {
-        "path": slide.path,
-        "format": slide.format,
-        "size": list(slide.size),
-        "mpp": None if resolution is None else [resolution.mpp.x, resolution.mpp.y],
-        "mpp_source": None if resolution is None else resolution.source,
-        "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
-    }
-
-
-def _any_scored(folder: CaseFolder) -> bool:
-    """Whether any cell or row was scored. A chunk of a table is written even if all of its rows failed."""
-    return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
-        (chunk["state"] == State.SCORED).any()
-        for reader in folder.tables.values()
-        for chunk in reader.iterate(["state"])
-    )
-
-
-def _without_scores(result: Result, opened: OpenedCase) -> Result:
-    """Return the result of a case in which nothing was scored: no scores, and a note with the reason."""
-    reason = opened.why_nothing_scored
-    notes = result.notes if reason is None else (NOTHING_SCORED.format(reason), *result.notes)
-    # Metadata that accompanies default scores has no meaning. A method that itself reports that nothing was
-    # scored returns valid metadata.
-    metadata = result.metadata if result.scored is False else {}
-    return Result(
-        {}, notes=notes or (NOTHING_SCORED.format("no cell or row was computed"),), metadata=metadata
-    )
-
-
-def _write_run(folder: CaseFolder, seconds: float) -> None:
-    if folder.path.is_dir():
-        write_json(folder.path / "run.json", {"seconds": round(seconds, 3), "ended": time.time()})

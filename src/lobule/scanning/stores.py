@@ -36,6 +36,12 @@ class Sink(Protocol):
 
     needed: NDArray[np.bool_]
     """For each row of the pass, whether it still has to be computed."""
+    chunk_of_row: NDArray[np.int64]
+    """For each row of the pass, the number of its chunk."""
+
+    def limit_to(self, rows: NDArray[np.bool_]) -> None:
+        """Compute no other rows. Chunks in which a row fails are then left out."""
+        ...
 
     def deliver(self, row: int, outputs: Outputs) -> None: ...
 
@@ -108,13 +114,21 @@ class _Sink(ABC):
     """What the sinks of maps and tables share: the list of failed fields."""
 
     needed: NDArray[np.bool_]
+    chunk_of_row: NDArray[np.int64]
     _failures: _FailureList
+    _is_limited = False
+
+    def limit_to(self, rows: NDArray[np.bool_]) -> None:
+        self.needed &= rows
+        self._is_limited = True
 
     @abstractmethod
     def _store(self, row: int, outputs: Any) -> None:
         """Store the outputs of a field, or None if it failed."""
 
     def fail(self, row: int, cause: str) -> None:
+        if self._is_limited:
+            return
         if self.needed[row]:
             self._failures.causes[row] = cause
         self._store(row, None)
@@ -141,6 +155,10 @@ class MapSink(_Sink):
         self._chunk_of_row = [
             info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._field_indices
         ]
+        chunk_columns = -(-info.columns // info.chunk[1])
+        self.chunk_of_row = np.array(
+            [row * chunk_columns + column for row, column in self._chunk_of_row], np.int64
+        )
         self._opened_writer = MapWriter(path, info) if map_exists(path) else None
         written: set[tuple[int, int]] = set()
         if self._opened_writer is not None:
@@ -237,8 +255,8 @@ class TableSink(_Sink):
             for row in failed.causes:
                 self._writer.forget(row // spec.chunk_rows)
         written = self._writer.written()
-        chunk_of_row = np.arange(len(pass_.fields)) // spec.chunk_rows
-        self.needed = ~np.isin(chunk_of_row, sorted(written))
+        self.chunk_of_row = np.arange(len(pass_.fields)) // spec.chunk_rows
+        self.needed = ~np.isin(self.chunk_of_row, sorted(written))
         failed.keep(~self.needed)
         self._rows: dict[int, dict[int, Outputs | None]] = {}
         self._chunk_rows = spec.chunk_rows

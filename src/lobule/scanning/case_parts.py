@@ -1,0 +1,99 @@
+"""One case on several workers: each computes a share of the fields of a pass, and the shares are merged.
+
+A share consists of complete chunks of a map or table, which a worker writes into a folder of its own. A chunk
+has the same bytes whoever computes it, so merging moves files. What no share contains, such as chunks in
+which a field failed, is computed by the scan of the case that follows.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.files import results_error
+from lobule.results.folder import CaseFolder
+from lobule.results.maps import MAKING, MapReader
+from lobule.results.tables import TableReader
+from lobule.scanning.contract import MapSpec, Pass, Store
+
+PARTS = "parts"
+"""Folder of a case with a folder for each share that is not merged yet."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` shares of the fields of a pass."""
+
+    number: int
+    count: int
+
+    def folder(self, folder: CaseFolder) -> CaseFolder:
+        """Return the folder into which the share is written."""
+        return CaseFolder(folder.path / PARTS / f"{self.number:04d}")
+
+    def rows(self, chunk_of_row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the rows of the share. The shares have about the same number of rows, in complete chunks."""
+        chunks, sizes = np.unique(chunk_of_row, return_counts=True)
+        middles = (np.cumsum(sizes) - sizes / 2) / max(1, sizes.sum())
+        own_chunks = chunks[(middles * self.count).astype(np.int64) == self.number]
+        return np.isin(chunk_of_row, own_chunks)
+
+
+def complete_store(pass_: Pass, folder: CaseFolder, chunk_of_row: NDArray[np.int64]) -> Store | None:
+    """Return the map or table of a pass if all chunks with fields exist; otherwise None."""
+    if isinstance(pass_.store, MapSpec):
+        path = folder.map_path(pass_.name)
+        if not (path / "state" / "zarr.json").exists():
+            return None
+        reader = MapReader(path)
+        columns = -(-reader.info.columns // reader.info.chunk[1])
+        written = {row * columns + column for row, column in reader.written()}
+        return reader if set(chunk_of_row.tolist()) <= written else None
+    path = folder.table_path(pass_.name)
+    if not (path / "table.json").exists():
+        return None
+    table = TableReader(path)
+    return table if set(chunk_of_row.tolist()) <= table.written() else None
+
+
+def merge_parts(folder: CaseFolder) -> None:
+    """Move the chunks of all shares into the maps and tables of the case. It can be repeated after a crash.
+
+    Raises:
+        ResultsError: The files cannot be moved.
+    """
+    parts = folder.path / PARTS
+    try:
+        for part in sorted(parts.iterdir()) if parts.is_dir() else ():
+            for kind in ("maps", "tables"):
+                for store in sorted((part / kind).glob("*")):
+                    if store.suffix == MAKING:  # Its worker was lost while it created the map.
+                        continue
+                    _merge_store(store, folder.path / kind / store.name)
+        shutil.rmtree(parts, ignore_errors=True)
+    except OSError as error:
+        raise results_error(error, parts) from error
+
+
+def _merge_store(source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    for path in _chunk_files(source):
+        destination = target / path.relative_to(source)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(destination)
+
+
+def _chunk_files(store: Path) -> Iterator[Path]:
+    """Yield the files of complete chunks. States follow the scores, because they mark a chunk as complete."""
+    yield from sorted(store.glob("part-*.parquet"))
+    for name in ("score", "state"):
+        files = (store / name / "c").rglob("*")
+        yield from sorted(path for path in files if path.is_file() and path.suffix != ".partial")

@@ -1,0 +1,95 @@
+"""Writes the result of a case, and what accompanies it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lobule import __version__
+from lobule.cohort import Case
+from lobule.files import flush_all, make_folder, write_json
+from lobule.results.folder import RESULT, CaseFolder
+from lobule.results.plan import fingerprints
+from lobule.results.result import FORMAT, RESEARCH_USE, Result, error_to_dict
+from lobule.results.writing import map_summaries
+from lobule.scanning.contract import EngineSettings
+from lobule.scanning.open_case import OpenedCase
+from lobule.slides.slide import Slide
+from lobule.stitch import State
+
+NOTHING_SCORED = "Nothing was scored: {}."
+
+
+def write_result(
+    case: Case,
+    folder: CaseFolder,
+    status: str,
+    bundle: Mapping[str, Any],
+    engine: EngineSettings,
+    extra_fields: Mapping[str, Any],
+    result: Result | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """Write the result of a case, which marks the case as finished."""
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "case": case.id,
+        "patient": case.patient,
+        "status": status,
+        "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
+        "maps": map_summaries(folder),
+        "tables": sorted(folder.tables),
+        "findings": {"count": len(result.findings) if result else 0},
+        "notes": list(result.notes) if result else [],
+        "error": None if error is None else error_to_dict(error),
+        "bundle": dict(bundle),
+        "engine": engine.deciding(),
+        "lobule": __version__,
+        "research_use": RESEARCH_USE,
+        **extra_fields,
+    }
+    if "input" not in body:
+        body["input"] = fingerprints(case, careful=True)
+    make_folder(folder.path)
+    # After a power failure, a case that has a result must also have its complete maps.
+    flush_all(folder.path / "maps")
+    write_json(folder.path / RESULT, body)
+
+
+def image_metadata(slide: Slide) -> dict[str, Any]:
+    resolution = slide.stated_mpp
+    return {
+        "path": slide.path,
+        "format": slide.format,
+        "size": list(slide.size),
+        "mpp": None if resolution is None else [resolution.mpp.x, resolution.mpp.y],
+        "mpp_source": None if resolution is None else resolution.source,
+        "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
+    }
+
+
+def any_scored(folder: CaseFolder) -> bool:
+    """Whether any cell or row was scored. A chunk of a table is written even if all of its rows failed."""
+    return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
+        (chunk["state"] == State.SCORED).any()
+        for reader in folder.tables.values()
+        for chunk in reader.iterate(["state"])
+    )
+
+
+def without_scores(result: Result, opened: OpenedCase) -> Result:
+    """Return the result of a case in which nothing was scored: no scores, and a note with the reason."""
+    reason = opened.why_nothing_scored
+    notes = result.notes if reason is None else (NOTHING_SCORED.format(reason), *result.notes)
+    # Metadata that accompanies default scores has no meaning. A method that itself reports that nothing was
+    # scored returns valid metadata.
+    metadata = result.metadata if result.scored is False else {}
+    return Result(
+        {}, notes=notes or (NOTHING_SCORED.format("no cell or row was computed"),), metadata=metadata
+    )
+
+
+def write_run(folder: CaseFolder, seconds: float) -> None:
+    if folder.path.is_dir():
+        write_json(folder.path / "run.json", {"seconds": round(seconds, 3), "ended": time.time()})

@@ -1,0 +1,133 @@
+"""A case divided among workers: the same bytes as a scan by one worker, whatever is lost or fails."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobule.cluster.worker import NO_PART, PART, CaseWorker, ScanJob
+from lobule.results.folder import CaseFolder, begin_results
+from lobule.scanning import stores
+from lobule.scanning.case_parts import PARTS, Part, merge_parts
+from lobule.scanning.contract import Batch, Predictor
+from lobule.scanning.engine import options_to_dict
+from lobule.scanning.scan import scan
+from tests.scanning.support import (
+    BUNDLE,
+    EVERYWHERE,
+    SMALL,
+    MeanPredictor,
+    TwoPassPredictor,
+    cohort_of,
+    pixels_of,
+    tree,
+    write_slide,
+)
+
+ONE_THREAD = replace(SMALL, readers=1, replicas=1)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "CHUNK_CELLS", 8)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 9))
+def test_every_chunk_is_in_exactly_one_share(chunks: list[int], count: int) -> None:
+    chunk_of_row = np.array(chunks, np.int64)
+    shares = [Part(number, count).rows(chunk_of_row) for number in range(count)]
+    assert (np.sum(shares, axis=0) == 1).all()
+    for share in shares:
+        assert not set(chunk_of_row[share]) & set(chunk_of_row[~share])
+    largest = np.unique(chunk_of_row, return_counts=True)[1].max()
+    assert max(share.sum() for share in shares) <= len(chunks) / count + largest
+
+
+class Fragile(MeanPredictor):
+    """Returns NaN for one field the first time it is computed in each process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_failed = False
+
+    def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        outputs = super().forward(key, batch)
+        if not self.has_failed:
+            self.has_failed = True
+            outputs["map"][0] = float("nan")
+        return outputs
+
+
+class Source:
+    """Loads one kind of predictor."""
+
+    bundle = BUNDLE
+
+    def __init__(self, kind: type[Predictor]) -> None:
+        self.kind = kind
+
+    def load(self) -> Predictor:
+        return self.kind()
+
+
+def workers_of(kind: type[Predictor], cohort: Any, out: Path, count: int) -> list[CaseWorker]:
+    settings = {"bundle": BUNDLE, "options": options_to_dict(EVERYWHERE), "cases": [cohort.cases[0].id]}
+    begin_results(out, settings | {"lobule": "0.1.0"})
+    job = ScanJob(Source(kind), str(out), EVERYWHERE, ONE_THREAD, cohort, False, "changed")
+    workers = [CaseWorker(job) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+@pytest.mark.parametrize("kind", [MeanPredictor, TwoPassPredictor, Fragile])
+def test_a_divided_slide_has_the_bytes_of_a_whole_one(kind: type[Predictor], tmp_path: Path) -> None:
+    cohort = cohort_of(write_slide(tmp_path / "giant.tif", pixels_of(700, 500)))
+    (case,) = cohort
+    whole = MeanPredictor if kind is Fragile else kind
+    scan(whole(), BUNDLE, cohort, tmp_path / "whole", EVERYWHERE, ONE_THREAD)
+
+    workers = workers_of(kind, cohort, tmp_path / "divided", 2)
+    folder = tmp_path / "divided/cases/giant"
+    passes = 2 if kind is TwoPassPredictor else 1
+    for number in range(passes):
+        outcomes = [worker.scan(0, case, Part(index, 2)) for index, worker in enumerate(workers)]
+        assert [outcome.status for outcome in outcomes] == [PART, PART]
+        if number == 0:
+            shares = [outcome.counters["fields_done"] for outcome in outcomes]
+            assert min(shares) > 0.3 * max(shares)
+            assert len(list((folder / PARTS).iterdir())) == 2 and not (folder / "maps").exists()
+        merge_parts(CaseFolder(folder))
+    if kind is not Fragile:
+        assert workers[1].scan(0, case, Part(1, 2)).status == NO_PART, "every pass is complete"
+    before = workers[0].progress.counters.fields_done
+    assert workers[0].scan(0, case).status == "complete"
+    computed = workers[0].progress.counters.fields_done - before
+    assert computed == 0 or kind is Fragile, "the whole case only had to be put together"
+    for worker in workers:
+        worker.stop()
+    files = [tree(tmp_path / name / "cases") for name in ("divided", "whole")]
+    assert files[0] == files[1] and any("/maps/" in name for name in files[0])
+
+
+def test_shares_that_were_lost_are_computed_with_the_whole_case(tmp_path: Path) -> None:
+    cohort = cohort_of(write_slide(tmp_path / "giant.tif", pixels_of(700, 500)))
+    (case,) = cohort
+    scan(MeanPredictor(), BUNDLE, cohort, tmp_path / "whole", EVERYWHERE, ONE_THREAD)
+    (worker,) = workers_of(MeanPredictor, cohort, tmp_path / "divided", 1)
+    folder = tmp_path / "divided/cases/giant"
+    worker.scan(0, case, Part(0, 3))
+    worker.scan(0, case, Part(2, 3))
+    state = folder / PARTS / "0002/maps/mean/state/c"  # As if the worker was killed between two files.
+    shutil.rmtree(sorted(state.iterdir())[-1])
+    assert worker.scan(0, case).status == "complete" and not (folder / PARTS).exists()
+    worker.stop()
+    assert tree(tmp_path / "divided/cases") == tree(tmp_path / "whole/cases")
