@@ -42,6 +42,7 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
         "mammograms/dicom_rules.py",
         "mammograms/dicom_header.py",
         "slides/dicom_series.py",
+        "slides/dicom_web.py",
         "annotations/dicom.py",
         "dicomweb/server.py",
         "dicomweb/images.py",
