@@ -253,6 +253,7 @@ def compare(extent: Extent, quick: bool, only: list[str]) -> dict[str, float]:
         python = python_of(runner) if runner in ENVIRONMENTS else sys.executable
         output, peak = run(runner, python, {**base, **options, "do": do, "out": str(root / "out")}, root)
         outcomes.setdefault(name, Outcome()).add(output, peak, root / "scores.npy")
+        outcomes[name].store(finished / name)
         print(f"{name}: {output['count']} in {output['seconds']:.1f} s", file=sys.stderr, flush=True)
 
     for _ in range(extent.rounds):
@@ -261,8 +262,6 @@ def compare(extent: Extent, quick: bool, only: list[str]) -> dict[str, float]:
         if prepared("tiatoolbox") and not quick:
             measured("dense lobule", "lobule", "dense", {"precision": "float32", "runtime": "torch"})
             measured("dense tiatoolbox", "tiatoolbox", "dense", {"workers": 0})
-    for name, outcome in outcomes.items():
-        outcome.store(finished / name)
     for folder in sorted(finished.iterdir()) if only else ():
         outcomes.setdefault(folder.name, Outcome.stored(folder))
     if "lobule fp32" not in outcomes:
