@@ -59,7 +59,7 @@ def cohort_in(folder: Path, first: int, tumour: int, normal: int) -> Cohort:
         cases.append(
             Case(
                 str(number), f"int8-{number}", "slide", str(path), mpp=MPP, label=truth.label,
-                annotation=outlines and str(outlines), attributes={"exhaustive": "true"},
+                annotation=None if outlines is None else str(outlines), attributes={"exhaustive": "true"},
             )
         )  # fmt: skip
     write_cohort(Cohort(tuple(cases)), manifest)
