@@ -121,7 +121,7 @@ def test_other_host_names_are_refused(scene: Scene, host: str) -> None:
     ("host", "name"), [("localhost:8080", "localhost"), ("[::1]:80", "::1"), ("127.0.0.1", "127.0.0.1")]
 )
 def test_host_names_without_port(host: str, name: str) -> None:
-    assert host_name(host) == name
+    assert host_name(host.encode()) == name
 
 
 def test_the_token_is_exchanged_for_a_cookie(scene: Scene) -> None:

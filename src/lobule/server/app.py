@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from lobule import __version__
 from lobule.errors import ConfigError, LobuleError, NotReadable
-from lobule.server.gate import TILE_ROUTE, App, Gate, Receive, Scope, Send
+from lobule.server.gate import App, Gate
 from lobule.server.library import Library
 from lobule.server.options import ServerOptions
 from lobule.server.review_routes import router as review_router
@@ -46,11 +46,7 @@ def create_app(library: Library, options: ServerOptions | None = None) -> App:
     api.add_exception_handler(OSError, _os_error)
     tiles = Tiles(library, service.pixels, os.cpu_count() or 1)
 
-    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        is_tile = scope["type"] == "http" and scope["path"].startswith(TILE_ROUTE)
-        await (tiles if is_tile else api)(scope, receive, send)
-
-    return Gate(dispatch, options.hosts, options.token)
+    return Gate(api, tiles, options.hosts, options.token)
 
 
 def new_token() -> str:

@@ -46,12 +46,13 @@ class Gate:
 
     Args:
         app: The application.
+        tiles: The application that answers requests for image tiles.
         hosts: Host names under which the server may be called.
         token: Secret that a client has to present once in the URL and then in a cookie; None requires none.
     """
 
-    def __init__(self, app: App, hosts: frozenset[str], token: str | None = None) -> None:
-        self.app, self.hosts, self.token = app, hosts, token
+    def __init__(self, app: App, tiles: App, hosts: frozenset[str], token: str | None = None) -> None:
+        self.app, self.tiles, self.hosts, self.token = app, tiles, hosts, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,11 +68,14 @@ class Gate:
             await self._admit(scope, send)
             return
         limited = receive if scope["method"] in READING else _limited(receive)
-        # Tiles have the headers that matter for images already; each further one costs time for every tile.
-        await self.app(scope, limited, send if scope["path"].startswith(TILE_ROUTE) else _secured(send))
+        if scope["path"].startswith(TILE_ROUTE):
+            # Tiles have the headers that matter for images; each further one costs time for every tile.
+            await self.tiles(scope, limited, send)
+            return
+        await self.app(scope, limited, _secured(send))
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        host = headers.get(b"host", b"").decode("latin-1").lower()
+        host = headers.get(b"host", b"")
         if host_name(host) not in self.hosts:
             return (
                 421,
@@ -85,8 +89,8 @@ class Gate:
             return 403, "Requests of other sites are refused."
         if scope["method"] in READING:
             return None
-        origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        if WRITING_HEADER not in headers or origin.partition("://")[2] != host:
+        origin = headers.get(b"origin", b"").lower()
+        if WRITING_HEADER not in headers or origin.partition(b"://")[2] != host.lower():
             return 403, "Only the viewer's own pages may write."
         if not headers.get(b"content-type", b"").startswith(b"application/json"):
             return 415, "The body must be JSON."
@@ -118,9 +122,10 @@ class Gate:
 
 
 @lru_cache(maxsize=64)
-def host_name(host: str) -> str:
-    """Return the host name of a Host header, without the port and brackets."""
-    match = re.fullmatch(r"\[([0-9a-f:.]+)\](?::[0-9]{1,5})?|([a-z0-9._-]+)(?::[0-9]{1,5})?", host)
+def host_name(host: bytes) -> str:
+    """Return the host name of a Host header in lower case, without the port and brackets."""
+    text = host.decode("latin-1").lower()
+    match = re.fullmatch(r"\[([0-9a-f:.]+)\](?::[0-9]{1,5})?|([a-z0-9._-]+)(?::[0-9]{1,5})?", text)
     return "" if match is None else match[1] or match[2]
 
 

@@ -31,9 +31,8 @@ COARSE_SIDE = 1024
 """Slides get additional coarser levels until one fits in this many pixels a side."""
 MAX_OPEN_SLIDES = 16
 SLIDE_CACHE_BYTES = 48 << 20
-ENCODED_BYTES = 96 << 20
-STORED_BYTES = 48 << 20
-"""Completed tiles of the file that stay in memory."""
+ENCODED_BYTES = 48 << 20
+"""Map tiles and thumbnails that stay in memory."""
 VIEWS_BYTES = 512 << 20
 NATIVE_TILE_SIDES = range(64, 4097)
 MAX_REGION_SIDE = 2048
@@ -104,7 +103,6 @@ class Pixels:
         self._open: OrderedDict[tuple[str, float | None], OpenedImage] = OrderedDict()
         self._lock = threading.Lock()
         self._encoded = ByteCache(ENCODED_BYTES)
-        self._stored = ByteCache(STORED_BYTES)
         self._views = ByteCache(VIEWS_BYTES)
         self._view_lock = threading.Lock()
 
@@ -132,28 +130,16 @@ class Pixels:
         tile_level = image.levels[level]
         if tile_level.file_level is None or tile_level.tile.width not in NATIVE_TILE_SIDES:
             return None
-        key = image.tag, level, column, row
-        stream: bytes | None = self._stored.get(key)
-        if stream is None:
-            read = getattr(image.slide.backend, "stored_jpeg", None)
-            stream = None if read is None else read(tile_level.file_level, column, row)
-            if stream is not None:
-                self._stored.put(key, stream, len(stream))
+        read = getattr(image.slide.backend, "stored_jpeg", None)
+        stream: bytes | None = None if read is None else read(tile_level.file_level, column, row)
         return stream
-
-    def encoded_tile(self, image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
-        """Return a decoded tile from the cache; None if it has to be decoded."""
-        tile: bytes | None = self._encoded.get((image.tag, level, column, row))
-        return tile
 
     def decoded_tile(self, image: OpenedImage, level: int, column: int, row: int) -> bytes:
         """Decode a tile and encode it as JPEG."""
         tile_level = image.levels[level]
         left, top = column * tile_level.tile.width, row * tile_level.tile.height
         box = Box(left, top, *tile_level.tile).intersect(Box(0, 0, *tile_level.size))
-        data = encode(image.slide.read_lattice(tile_level.lattice, box), TILE_SUBSAMPLING)
-        self._encoded.put((image.tag, level, column, row), data, len(data))
-        return data
+        return encode(image.slide.read_lattice(tile_level.lattice, box), TILE_SUBSAMPLING)
 
     def region(self, image: OpenedImage, l0_box: Box, side: int) -> NDArray[np.uint8]:
         """Return a level-0 box of a slide, its longest side about `side` pixels."""

@@ -11,11 +11,12 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
+from typing import Any, NamedTuple
 
 from lobule.errors import LobuleError
 from lobule.server.gate import IMAGE_HEADERS, Receive, Scope, Send, answer
 from lobule.server.library import Library
-from lobule.server.pixels import OpenedImage, Pixels
+from lobule.server.pixels import ByteCache, OpenedImage, Pixels
 
 PATH = re.compile(r"/tiles/([0-9a-f]{24})/([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})\.jpg")
 IMMUTABLE = b"private, max-age=31536000, immutable"
@@ -25,6 +26,19 @@ MAX_RECENT = 16
 FAST_SECONDS = 0.002
 """Tiles of a level that take less time are decoded at once: waiting for a thread would take longer."""
 MAX_TIMED_LEVELS = 1000
+READY_BYTES = 96 << 20
+"""Tiles, stored and encoded ones, that stay in memory."""
+CASE_ID = slice(len("/tiles/"), len("/tiles/") + 24)
+"""Where the path of a tile has the id of its case."""
+
+
+class ReadyTile(NamedTuple):
+    """A tile in memory, with the messages that send it."""
+
+    image: OpenedImage
+    tag: bytes
+    start: dict[str, Any]
+    body: dict[str, Any]
 
 
 class DecodingTimes:
@@ -57,11 +71,26 @@ class Tiles:
         self._threads = threads
         self._slots: asyncio.Semaphore | None = None
         self._times = DecodingTimes()
+        self._ready = ByteCache(READY_BYTES)
         self._recent: dict[str, tuple[float, OpenedImage]] = {}
         """Images by case, with the time when their files were checked."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match = PATH.fullmatch(scope["path"])
+        tile: ReadyTile | None = self._ready.get(scope["path"])
+        if tile is None or scope["method"] != "GET" or not self._is_current(scope["path"][CASE_ID], tile.image):
+            await self._answer(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"if-none-match" and value == tile.tag:
+                await _send(send, 304, b"", tile.tag)
+                return
+        await send(tile.start)
+        await send(tile.body)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for a tile that is not in memory."""
+        path: str = scope["path"]
+        match = PATH.fullmatch(path)
         if match is None or scope["method"] not in ("GET", "HEAD"):
             await answer(send, 404, "There is no such tile.")
             return
@@ -78,17 +107,27 @@ class Tiles:
         if dict(scope["headers"]).get(b"if-none-match") == tag:
             await _send(send, 304, b"", tag)
             return
+        ready: ReadyTile | None = self._ready.get(path)
         try:
-            data = self.pixels.stored_tile(image, level, column, row)
-            if data is None:
-                data = self.pixels.encoded_tile(image, level, column, row)
+            if ready is not None and ready.image is image:
+                data: bytes | None = ready.body["body"]
+            else:
+                data = self.pixels.stored_tile(image, level, column, row)
             if data is None:
                 data = await self._decoded(image, level, column, row, receive)
         except (OSError, LobuleError):
             await answer(send, 404, "The tile cannot be read.")
             return
-        if data is not None:
-            await _send(send, 200, b"" if scope["method"] == "HEAD" else data, tag, len(data))
+        if data is None:
+            return
+        tile = ReadyTile(image, tag, *_messages(200, data, tag, len(data)))
+        self._ready.put(path, tile, len(data))
+        await _send(send, 200, b"" if scope["method"] == "HEAD" else data, tag, len(data))
+
+    def _is_current(self, case_id: str, image: OpenedImage) -> bool:
+        """Whether an image is the one of a case, and its file was checked a moment ago."""
+        recent = self._recent.get(case_id)
+        return recent is not None and recent[1] is image and time.monotonic() - recent[0] < CHECK_SECONDS
 
     def _image(self, case_id: str) -> OpenedImage:
         now = time.monotonic()
@@ -147,8 +186,15 @@ def _tag(image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
 
 
 async def _send(send: Send, status: int, data: bytes, tag: bytes, length: int | None = None) -> None:
+    for message in _messages(status, data, tag, length):
+        await send(message)
+
+
+def _messages(
+    status: int, data: bytes, tag: bytes, length: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     headers = [(b"etag", tag), (b"cache-control", IMMUTABLE), *IMAGE_HEADERS]
     if status == 200:
         headers += [(b"content-type", b"image/jpeg"), (b"content-length", str(length).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    return start, {"type": "http.response.body", "body": data}
