@@ -48,6 +48,8 @@ PEERS = HERE.parent / ".peers"
 CONNECTIONS = 50
 SIDE = 8192
 TILE = 256
+REPEATS = 4
+"""The slide shows the same picture this often per side: painting all of it would take most of the time."""
 FEW_TILES = 100
 """Tiles that are requested again and again; large_image's cache holds them."""
 NATIVE = (
@@ -171,7 +173,8 @@ def write_slides(folder: Path) -> tuple[Path, Path]:
     from lobule.phantoms.slides import SlidePhantom, write_slide
 
     painted, stored, deflate = (folder / name for name in ("painted.tif", "stored.tif", "deflate.tif"))
-    write_slide(SlidePhantom(width=SIDE, height=SIDE, mpp=0.5, seed=3), painted)
+    side = SIDE // REPEATS
+    write_slide(SlidePhantom(width=side, height=side, mpp=0.5, seed=3), painted)
     common = {
         "tile": (TILE, TILE),
         "metadata": None,
@@ -189,11 +192,15 @@ def write_slides(folder: Path) -> tuple[Path, Path]:
             pairs = zip(page.dataoffsets, page.databytecounts, strict=True)
             streams = [split_tables(data[offset : offset + length]) for offset, length in pairs]
             assert len({tables for tables, _ in streams}) == 1
+            columns = page.shape[1] // TILE
+            rows = [streams[first : first + columns] * REPEATS for first in range(0, len(streams), columns)]
+            repeated = [rest for row in rows * REPEATS for _, rest in row]
+            shape = (page.shape[0] * REPEATS, page.shape[1] * REPEATS, 3)
             jpeg_writer.write(
-                iter([rest for _, rest in streams]), shape=page.shape, dtype=np.uint8, compression="jpeg",
-                photometric="ycbcr", subsampling=(2, 2), jpegtables=streams[0][0], **level,
+                iter(repeated), shape=shape, dtype=np.uint8, compression="jpeg", photometric="ycbcr",
+                subsampling=(2, 2), jpegtables=streams[0][0], **level,
             )  # fmt: skip
-            pixels = page.asarray()
+            pixels = np.tile(page.asarray(), (REPEATS, REPEATS, 1))
             deflate_writer.write(
                 pixels, compression="zlib", compressionargs={"level": 1}, photometric="rgb", **level
             )

@@ -38,7 +38,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
         other, "decoded", zipped, np.zeros((4, 4), np.float32), np.full((4, 4), State.GLASS, np.uint8), []
     )
     library = Library([Source("jpeg", scene.results), Source("zlib", other)])
-    config = uvicorn.Config(create_app(library), port=0, log_level="error", lifespan="off", backlog=1024)
+    config = uvicorn.Config(
+        create_app(library), port=0, log_level="error", lifespan="off", backlog=1024,
+        timeout_keep_alive=600,  # httpx closes connections after 5 s, uvicorn's default, and both would meet.
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -278,6 +278,33 @@ def test_findings_with_equal_scores_keep_their_order(different: int) -> None:
     assert np.array_equal(finding_tiles._descending(scores), np.argsort(-scores, kind="stable"))
 
 
+@pytest.mark.parametrize("extent", [200, 3000, 100_000, 1 << 25])
+def test_the_tiling_is_the_coarsest_whose_tiles_are_small_enough(extent: int) -> None:
+    x, y = np.random.default_rng(0).integers(0, extent, (2, 30_000))
+    y[:10_000] //= 8
+    side, levels = finding_tiles._choose_tiling(x, y)
+    assert side << (levels - 1) > max(x.max(), y.max())
+
+    def most(tile_side: int) -> int:
+        return int(np.unique((y // tile_side) * (1 << 20) + x // tile_side, return_counts=True)[1].max())
+
+    assert side == 256 or most(side) <= finding_tiles.MAX_FINDINGS_PER_TILE
+    assert levels == 1 or most(2 * side) > finding_tiles.MAX_FINDINGS_PER_TILE
+
+
+def test_counting_findings_does_not_sort_or_list_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(scene.results) as client:
+        case = case_ids(client)["one"]
+        listed = client.get(f"/api/cases/{case}/findings").json()
+        counted = client.get(f"/api/cases/{case}/findings", params={"limit": 0}).json()
+        assert counted == listed | {"findings": []}
+    monkeypatch.setattr(finding_tiles, "_descending", None)
+    monkeypatch.setattr(finding_tiles, "LIST_FIELDS", None)
+    loaded = finding_tiles.CaseFindings.read(scene.results.case_folder("one"))
+    assert loaded.page(0, 0) == (len(scene.findings), [])
+    assert len(loaded.images["slide"].tile(0, 0, 0)) > 8
+
+
 def test_opening_findings_does_not_import_pandas(scene: Scene) -> None:
     folder = scene.results.case_folder("one").path
     lines = (

@@ -22,7 +22,7 @@ export function CasePage(props: { id: string; cases: CaseRow[]; session: Session
   const [problem, setProblem] = useState("");
   const load = async (isFirst: boolean) => {
     try {
-      const findings = get<FindingsPage>(`cases/${props.id}/findings?limit=200`).catch(() => NO_FINDINGS);
+      const findings = get<FindingsPage>(`cases/${props.id}/findings?limit=0`).catch(() => NO_FINDINGS);
       const detail = await get<CaseDetail>(`cases/${props.id}`);
       // A slide and its maps are shown while many findings are still being read.
       if (isFirst && detail.kind !== "exam") setLoaded({ detail, page: { ...NO_FINDINGS, isPending: true } });

@@ -35,7 +35,7 @@ export function FindingsPanel(props: {
           </select>
         </label>
       )}
-      {page.isPending && <p class="subtle">Loading the findings …</p>}
+      {(page.isPending || (props.listed > 0 && findings.length === 0)) && <p class="subtle">Loading the findings …</p>}
       {page.total === 0 && !page.isPending && <p class="subtle">There are no findings{detail.status === "unfinished" ? " yet" : ""}.</p>}
       <ol class="findings">
         {findings.map((finding, index) => (
@@ -51,7 +51,7 @@ export function FindingsPanel(props: {
           </li>
         ))}
       </ol>
-      {findings.length < props.listed && <button onClick={() => void more()} disabled={loading}>Show more of {props.listed.toLocaleString("en")}</button>}
+      {findings.length > 0 && findings.length < props.listed && <button onClick={() => void more()} disabled={loading}>Show more of {props.listed.toLocaleString("en")}</button>}
     </>
   );
 }

@@ -43,6 +43,9 @@ const RETRY_MS = 3000;
 export class FindingLayer {
   private tiles = new Map<string, PointTile>();
   private loading = new Set<string>();
+  private onFirst: () => void = () => {};
+  /** Resolves when a tile was received, or could not be. */
+  readonly first = new Promise<void>((done) => (this.onFirst = done));
 
   constructor(
     readonly caseId: string,
@@ -101,7 +104,8 @@ export class FindingLayer {
         this.loading.delete(key);
         this.onLoad();
       })
-      .catch(() => setTimeout(() => { this.loading.delete(key); this.onLoad(); }, RETRY_MS));
+      .catch(() => setTimeout(() => { this.loading.delete(key); this.onLoad(); }, RETRY_MS))
+      .finally(() => this.onFirst());
   }
 }
 

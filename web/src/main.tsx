@@ -64,8 +64,8 @@ function App() {
           {problem} <button onClick={() => void load()}>Try again</button>
         </div>
       )}
-      {route.page === "case" && cases ? (
-        <CasePage key={route.id} id={route.id} cases={cases} session={session} onHelp={() => setHelp(true)} />
+      {route.page === "case" ? (
+        <CasePage key={route.id} id={route.id} cases={cases ?? []} session={session} onHelp={() => setHelp(true)} />
       ) : route.page === "reviews" ? (
         <ReviewTable />
       ) : (

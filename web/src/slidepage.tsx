@@ -67,14 +67,37 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
       created.destroy();
     };
   }, [detail]);
+  /** The number of the latest request of the list: answers to earlier ones are dropped. */
+  const lists = useRef(0);
+  const loadList = async (chosen: string | null) => {
+    const number = ++lists.current;
+    const filter: Record<string, string> = chosen === null ? {} : { label: chosen };
+    const loaded = await get<FindingsPage>(`cases/${detail.id}/findings?${query({ limit: 200, ...filter })}`);
+    if (number !== lists.current) return;
+    setFindings(loaded.findings);
+    setListed(loaded.total);
+  };
   useEffect(() => {
-    setFindings(page.findings);
+    lists.current++;
+    setFindings([]);
     setListed(page.total);
     setLabel(null);
-    view?.setFindings(page);
+    if (!view) return;
+    view.setFindings(page);
+    if (page.isPending) return;
+    let isCurrent = true;
+    const loadLater = async () => {
+      const number = lists.current;
+      // The list and the gallery need more of the file than the picture does.
+      if (page.total) await view.firstFindings();
+      if (page.total && number === lists.current) await loadList(null);
+      const fields = isCurrent ? await get<Field[]>(`cases/${detail.id}/gallery`) : [];
+      if (isCurrent) setGallery(fields);
+    };
+    loadLater().catch(() => setGallery([]));
+    return () => void (isCurrent = false);
   }, [page, view]);
   useEffect(() => {
-    void get<Field[]>(`cases/${detail.id}/gallery`).then(setGallery, () => setGallery([]));
     void get<Reviews>(`cases/${detail.id}/reviews`).then(setReviews, () => {});
   }, [detail]);
   useEffect(() => {
@@ -89,12 +112,23 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
     view.flyTo(finding.l0_x, finding.l0_y, 900 / (mpp ?? 0.5) / 2);
     update(0);
   };
+  /** The step to take when the list of findings is there. */
+  const waitingStep = useRef(0);
   const step = (by: number) => {
-    if (!findings.length) return;
+    if (!findings.length) {
+      waitingStep.current = listed ? by : 0;
+      return;
+    }
     const index = findings.findIndex((one) => one.number === view?.selected);
     setTab("findings");
     choose(findings[(index + by + findings.length) % findings.length]);
   };
+  useEffect(() => {
+    const by = waitingStep.current;
+    if (!findings.length || !by) return;
+    waitingStep.current = 0;
+    step(by);
+  }, [findings]);
   const zoomTo = (magnification: number) => mpp && view?.setView({ scale: (UM_AT_10X * 10) / magnification / mpp });
   const zoomBy = (factor: number) => view && view.setView({ scale: view.view.scale / factor });
   const pan = (x: number, y: number) => {
@@ -123,10 +157,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   const chooseLabel = async (chosen: string | null) => {
     setLabel(chosen);
     view?.showFindings(chosen);
-    const filter = chosen === null ? "" : `&${query({ label: chosen })}`;
-    const loaded = await get<FindingsPage>(`cases/${detail.id}/findings?limit=200${filter}`);
-    setFindings(loaded.findings);
-    setListed(loaded.total);
+    await loadList(chosen);
   };
   const toggle = (name: "heatmap" | "points" | "outlines" | "truth" | "states" | "seen") => () => change({ [name]: !settings[name] });
   const say = (text: string) => {
@@ -297,7 +328,6 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   );
 }
 
-/** The same case in another result, with a view that follows the main one and leads it where the pointer is. */
 function Beside({ id, main, page }: { id: string; main: SlideView; page: FindingsPage }) {
   const host = useRef<HTMLDivElement>(null);
   const [problem, setProblem] = useState("");
@@ -316,7 +346,7 @@ function Beside({ id, main, page }: { id: string; main: SlideView; page: Finding
         const truthAlone = { heatmap: false, points: false, outlines: false, truth: true };
         other = new SlideView(host.current!, main.detail, page, main.imageName, truthAlone);
       } else {
-        const [detail, findings] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=1`)]);
+        const [detail, findings] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=0`)]);
         if (closed) return;
         other = new SlideView(host.current!, detail, findings, main.imageName);
       }

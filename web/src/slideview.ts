@@ -20,6 +20,9 @@ export interface Cursor {
   state: number | null;
 }
 
+/** The list of findings is requested after their first tiles, and at most this much later. */
+const FIRST_FINDINGS_MS = 500;
+
 export interface View {
   /** Centre in level-0 pixels, level-0 pixels per screen pixel, and rotation in degrees. */
   x: number;
@@ -170,6 +173,11 @@ export class SlideView implements OverlaySource {
     const size: [number, number] = [this.image.width, this.image.height];
     this.findings = meta ? new FindingLayer(this.detail.id, this.imageName, meta.tile_side, meta.levels, size, () => this.overlay.refresh(), label) : null;
     this.redraw();
+  }
+
+  /** Resolves when the first findings can be drawn, or after a moment if there are none to draw. */
+  firstFindings(): Promise<unknown> {
+    return Promise.race([this.findings?.first, new Promise((done) => setTimeout(done, FIRST_FINDINGS_MS))]);
   }
 
   /** Show the whole slide: the area with pixels, if the file states it. */

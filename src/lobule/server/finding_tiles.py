@@ -30,7 +30,7 @@ BINS = 64
 MAX_FINDINGS_PER_TILE = 2048
 """Tiles of level 0 are made small enough for this number, but not smaller than `SMALLEST_TILE`."""
 MOST_COUNTED = 1 << 22
-"""Most tiles whose findings are counted in an array with one value per tile."""
+"""Largest number of tiles whose findings are counted in an array with one value per tile."""
 SMALLEST_TILE = 256
 """Smallest side of a tile in level-0 pixels, whatever the number of findings."""
 MAX_LABELS = 255
@@ -48,7 +48,7 @@ TEXTS = ("kind", "label", "lesion_class", "image")
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """The findings of one image of a case, sorted by score, highest first."""
+    """The findings of one image of a case, in the order of the findings table."""
 
     number: NDArray[np.int64]
     """Row of each finding in the findings table."""
@@ -75,10 +75,21 @@ class ImageFindings:
         if label is not None:
             inside &= self.label == label
         if level == 0:
-            return self._points(inside)
+            return self._points(self._highest_first(inside))
         return self._bins(inside, column * side, row * side, side // BINS)
 
-    def _points(self, inside: NDArray[np.bool_]) -> bytes:
+    def highest_in(self, l0_left: float, l0_top: float, width: float, height: float) -> NDArray[np.int64]:
+        """Return the numbers of the findings in a box of level-0 pixels, highest score first."""
+        inside = (self.l0_x >= l0_left) & (self.l0_x < l0_left + width)
+        inside &= (self.l0_y >= l0_top) & (self.l0_y < l0_top + height)
+        return self.number[self._highest_first(inside)]
+
+    def _highest_first(self, inside: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Return the indices of the selected findings, highest score first."""
+        selected = np.flatnonzero(inside)
+        return selected[np.argsort(-self.score[selected], kind="stable")]
+
+    def _points(self, inside: NDArray[np.intp]) -> bytes:
         """Return the tile that lists the selected findings."""
         columns: list[NDArray[Any]] = [
             self.number[inside].astype("<u4"),
@@ -87,7 +98,7 @@ class ImageFindings:
             self.score[inside].astype("<f4"),
             self.label[inside],
         ]
-        return HEADER.pack(POINTS_MAGIC, int(inside.sum())) + b"".join(column.tobytes() for column in columns)
+        return HEADER.pack(POINTS_MAGIC, len(inside)) + b"".join(column.tobytes() for column in columns)
 
     def _bins(self, inside: NDArray[np.bool_], l0_left: int, l0_top: int, bin_side: int) -> bytes:
         """Return the tile that counts the selected findings in bins; empty bins are left out."""
@@ -95,9 +106,8 @@ class ImageFindings:
         bin_x, bin_y = (self.l0_x[inside] - l0_left) >> shift, (self.l0_y[inside] - l0_top) >> shift
         bins = bin_y * BINS + bin_x
         counts = np.bincount(bins, minlength=BINS * BINS)
-        # The findings are sorted by score: the last value that is assigned to a bin is its highest score.
-        highest = np.zeros(BINS * BINS, np.float32)
-        highest[bins[::-1]] = self.score[inside][::-1]
+        highest = np.full(BINS * BINS, np.nan, np.float32)
+        np.fmax.at(highest, bins, self.score[inside])
         codes = np.flatnonzero(counts)
         columns: list[NDArray[Any]] = [
             counts[codes].astype("<u4"),
@@ -110,13 +120,13 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class CaseFindings:
-    """All findings of a case. What only the list and outlines show is read when it is first needed."""
+    """All findings of a case. What only the list and outlines need is read and sorted when it is first needed."""
 
     path: Path | None
     table: Any
     """The columns `TILE_FIELDS` as a pyarrow table; None without findings."""
-    order: NDArray[np.int64]
-    """Rows of the table, highest score first."""
+    count: int
+    """Number of findings."""
     labels: tuple[str, ...]
     codes: NDArray[np.uint8]
     """For each row of the table, the index of its label."""
@@ -129,36 +139,44 @@ class CaseFindings:
         table = read_table(path, TILE_FIELDS) if path.exists() else None
         if table is None or not table.num_rows:
             return cls.empty()
-        scores = _numbers(table.column("score")).astype(np.float64, copy=False)
-        order = _descending(scores)
+        scores = _numbers(table.column("score")).astype(np.float32)
         labels, codes = _coded(table, "label")
         image_names, image_codes = _coded(table, "image", missing="slide")
         l0_x, l0_y = (_numbers(table.column(name)).astype(np.int64, copy=False) for name in ("l0_x", "l0_y"))
         images = {}
         for code, image in enumerate(image_names):
-            rows = order[image_codes[order] == code] if len(image_names) > 1 else order
+            rows = np.flatnonzero(image_codes == code) if len(image_names) > 1 else np.arange(len(scores))
             x, y = l0_x[rows], l0_y[rows]
             side, levels = _choose_tiling(x, y)
             images[image] = ImageFindings(
-                rows, x, y, scores[rows].astype(np.float32), codes[rows], side, levels,
+                rows, x, y, scores[rows], codes[rows], side, levels,
                 (x >> _shift(side)).astype(np.int32), (y >> _shift(side)).astype(np.int32),
             )  # fmt: skip
-        return cls(path, table, order, labels, codes, images)
+        return cls(path, table, len(scores), labels, codes, images)
 
     @classmethod
     def empty(cls) -> CaseFindings:
-        return cls(None, None, np.zeros(0, np.int64), (), np.zeros(0, np.uint8), {})
+        return cls(None, None, 0, (), np.zeros(0, np.uint8), {})
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Rows of the table, highest score first."""
+        if self.table is None:
+            return np.zeros(0, np.int64)
+        return _descending(_numbers(self.table.column("score")).astype(np.float64, copy=False))
 
     def page(self, offset: int, limit: int, label: str | None = None) -> tuple[int, list[dict[str, Any]]]:
         """Return the number of findings, and one page of them, highest score first.
 
-        With a `label`, only the findings with this label are counted and returned.
+        With a `label`, only the findings with this label are counted and returned. An empty page is returned
+        without sorting the findings.
         """
-        order = self.order
-        if label is not None:
-            code = self.labels.index(label) if label in self.labels else -1
-            order = order[self.codes[order] == code]
-        return len(order), self.rows(order[offset : offset + limit])
+        code = None if label is None else self.labels.index(label) if label in self.labels else -1
+        count = self.count if code is None else int(np.count_nonzero(self.codes == code))
+        if not limit:
+            return count, []
+        order = self.order if code is None else self.order[self.codes[self.order] == code]
+        return count, self.rows(order[offset : offset + limit])
 
     def rows(self, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Return findings as plain values; unknown values are left out."""
@@ -266,6 +284,26 @@ def _choose_tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[in
     covered_side = SMALLEST_TILE
     while covered_side < extent:
         covered_side *= 2
+    tiles_per_side = covered_side // SMALLEST_TILE
+    if tiles_per_side**2 > MOST_COUNTED or min(l0_x.min(initial=0), l0_y.min(initial=0)) < 0:
+        return _choose_sparse_tiling(l0_x, l0_y, covered_side)
+    shift = _shift(SMALLEST_TILE)
+    codes = (l0_y >> shift) * tiles_per_side + (l0_x >> shift)
+    counts = np.bincount(codes, minlength=tiles_per_side**2).reshape(tiles_per_side, tiles_per_side)
+    side = SMALLEST_TILE
+    while side < covered_side:
+        halves = counts.reshape(len(counts) // 2, 2, len(counts) // 2, 2)
+        counts = halves.sum(axis=(1, 3))
+        if counts.max() > MAX_FINDINGS_PER_TILE:
+            break
+        side *= 2
+    return side, (covered_side // side).bit_length()
+
+
+def _choose_sparse_tiling(
+    l0_x: NDArray[np.int64], l0_y: NDArray[np.int64], covered_side: int
+) -> tuple[int, int]:
+    """Choose the tiling where the number of tiles is large, most of them empty, or positions are damaged."""
     side = covered_side
     while side > SMALLEST_TILE and _most_per_tile(l0_x, l0_y, side) > MAX_FINDINGS_PER_TILE:
         side //= 2
@@ -280,6 +318,4 @@ def _shift(side: int) -> int:
 def _most_per_tile(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64], side: int) -> int:
     column, row = l0_x >> _shift(side), l0_y >> _shift(side)
     codes = row * (int(column.max()) + 1) + column
-    if codes.max() > MOST_COUNTED or codes.min() < 0:  # Many tiles, most of them empty, or damaged positions.
-        return int(np.unique(codes, return_counts=True)[1].max())
-    return int(np.bincount(codes).max())
+    return int(np.unique(codes, return_counts=True)[1].max())

@@ -65,7 +65,7 @@ def review(request: Request, case_id: CaseId, body: ReviewEntry) -> dict[str, li
     values = body.model_dump(exclude={"person"})
     if body.finding is not None:
         loaded = service.findings(entry)
-        if body.finding >= len(loaded.order):
+        if body.finding >= loaded.count:
             raise HTTPException(422, "There is no such finding.")
         (finding,) = loaded.rows(np.array([body.finding]))
         values["position"] = [finding["l0_x"], finding["l0_y"]]

@@ -209,10 +209,13 @@ def findings(
     request: Request,
     case_id: CaseId,
     offset: Index = 0,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    limit: Annotated[int, Query(ge=0, le=500)] = 100,
     label: Label = None,
 ) -> dict[str, Any]:
-    """A page of the findings, highest score first, and how the tiles of each image are divided."""
+    """A page of the findings, highest score first, and how the tiles of each image are divided.
+
+    With the limit 0, only the counts and tiles are stated, which is faster where the findings are many.
+    """
     loaded = service_of(request).findings(service_of(request).entry(case_id))
     total, page = loaded.page(offset, limit, label)
     images = {
@@ -226,7 +229,7 @@ def findings(
 def finding(request: Request, case_id: CaseId, number: int) -> dict[str, Any]:
     """One finding with its outlines."""
     loaded = service_of(request).findings(service_of(request).entry(case_id))
-    if not 0 <= number < len(loaded.order):
+    if not 0 <= number < loaded.count:
         raise HTTPException(404, "There is no such finding.")
     return loaded.finding(number)
 
@@ -268,9 +271,7 @@ def outlines(
     image_findings = loaded.images.get(image)
     if image_findings is None:
         return []
-    inside = (image_findings.l0_x >= x) & (image_findings.l0_x < x + width)
-    inside &= (image_findings.l0_y >= y) & (image_findings.l0_y < y + height)
-    numbers = image_findings.number[inside][:limit]
+    numbers = image_findings.highest_in(x, y, width, height)[:limit]
     return [
         {"number": int(number), "polygon": polygons}
         for number in numbers

@@ -37,7 +37,7 @@ class Service:
         self.library, self.options = library, options
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
-        self._findings_lock, self._running_lock = Lock(), Lock()
+        self._findings_lock, self._running_lock, self._range_lock = Lock(), Lock(), Lock()
         self._readers = ByteCache(128)
         self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -68,7 +68,7 @@ class Service:
             findings: CaseFindings | None = self._findings.get(key)
             if findings is None:
                 findings = CaseFindings.read(entry.folder)
-                self._findings.put(key, findings, 200 * len(findings.order) + 1000)
+                self._findings.put(key, findings, 200 * findings.count + 1000)
         return findings
 
     def reader(self, entry: Entry, name: str) -> MapReader:
@@ -145,12 +145,13 @@ class Service:
     def score_range(self, reader: MapReader, layer: int) -> ScoreRange:
         """Return the range of a map's scores. Only chunks that were not looked at before are read."""
         key = str(reader.path), layer, (reader.path / "zarr.json").stat().st_mtime_ns
-        chunks, low, high = self._ranges.get(key, (frozenset(), np.inf, -np.inf))
-        written = reader.written()
-        for chunk in sorted(written - chunks):
-            scores, states = reader.read(*reader.info.chunk_cells(chunk))
-            scored = scores[layer][states == State.SCORED]
-            if scored.size:
-                low, high = min(low, float(scored.min())), max(high, float(scored.max()))
-        self._ranges[key] = frozenset(written), low, high
+        with self._range_lock:  # A page that opens a case requests several tiles that need the range.
+            chunks, low, high = self._ranges.get(key, (frozenset(), np.inf, -np.inf))
+            written = reader.written()
+            for chunk in sorted(written - chunks):
+                scores, states = reader.read(*reader.info.chunk_cells(chunk))
+                scored = scores[layer][states == State.SCORED]
+                if scored.size:
+                    low, high = min(low, float(scored.min())), max(high, float(scored.max()))
+            self._ranges[key] = frozenset(written), low, high
         return ScoreRange.of_limits(low, high)

@@ -13,6 +13,10 @@ from lobule.server.gate import App
 
 ServerName = Literal["uvicorn", "granian"]
 
+KEEP_ALIVE_SECONDS = 75
+"""Connections without a request stay open for this time. A client that closes them sooner, as browsers and
+libraries do, never sends a request on a connection that the server is closing."""
+
 
 def serve(app: App, listening: socket.socket, server: ServerName = "uvicorn") -> None:
     """Serve until Ctrl-C.
@@ -37,6 +41,7 @@ def _serve_with_uvicorn(app: App, listening: socket.socket) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1,
         server_header=False, date_header=False, proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
 
