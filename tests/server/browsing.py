@@ -30,7 +30,7 @@ from tests.server.support import Scene, begin
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+GL = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 WAIT_MS = 60_000
 HIDE = ".readout, .scale-bar, .notices, .navigator, .seen, .gallery { display: none !important }"
 MM = 0.1

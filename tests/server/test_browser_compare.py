@@ -152,7 +152,7 @@ def test_the_difference_of_two_results(page) -> None:
 def test_the_truth_beside_a_result_and_its_difference(page) -> None:
     open_slide_page(page, "one")
     change(page, **{**PLAIN, "threshold": 0.3})
-    page.click("button:text('beside truth')")
+    page.click("button:text('truth')")
     until(page, "lobule.beside?.viewer.isOpen()")
     look(page, x=450, y=450, scale=1.2, rotation=0)
     settle(page)
@@ -171,7 +171,7 @@ def test_the_truth_beside_a_result_and_its_difference(page) -> None:
     settle(page)
     missed = pixel_at(page, 400, 400)
     assert missed[2] > 60 > missed[0]  # Missed tumour is blue.
-    page.click("button:text('beside truth')")
+    page.click("button:text('truth')")
 
 
 def test_the_colour_profile_is_applied_to_the_pixels(page, served_results: ServedResults) -> None:
@@ -223,6 +223,33 @@ def test_findings_of_one_class(page) -> None:
     assert labels == {"lymphoid"}
     page.select_option(".panel select", "")
     until(page, "lobule.view.inView.findings === 30")
+
+
+def test_the_gallery_shows_ten_fields_at_once_and_flies_to_one(page) -> None:
+    open_slide_page(page, "classes")
+    page.add_style_tag(content=".gallery { display: block !important }")
+    page.keyboard.press("g")
+    until(page, "document.querySelectorAll('.strip img').length === 10")
+    until(page, "[...document.querySelectorAll('.strip img')].every((image) => image.naturalWidth === 256)")
+    edges = page.evaluate("""[...document.querySelectorAll('.strip button')].map((button) => {
+      const [shown, stage] = [button.getBoundingClientRect(), document.querySelector('.stage').getBoundingClientRect()];
+      return Math.min(shown.left - stage.left, stage.right - shown.right, shown.top - stage.top, stage.bottom - shown.bottom);
+    })""")
+    assert min(edges) > 0, edges
+    page.locator(".strip button").nth(2).focus()
+    page.keyboard.press("Enter")
+    until(
+        page, "Math.hypot(lobule.view.view.x - 640, lobule.view.view.y - 200) < 2"
+    )  # The third highest score.
+    page.keyboard.press("g")
+    until(page, "!document.querySelector('.gallery')")
+
+
+def test_the_details_say_how_to_see_the_calibration(page) -> None:
+    open_slide_page(page, "classes")
+    page.click(".tabs button:text('details')")
+    assert "--bundle BUNDLE" in page.locator(".tab").inner_text()
+    page.click(".tabs button:text('display')")
 
 
 def test_the_viewed_area_counts_tissue(page) -> None:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from lobule.annotations import Polygon, rasterise, write_annotation
 from lobule.annotations.outline import Annotation
-from lobule.bundles import patient_hash
+from lobule.bundles import patient_hash, read_bundle
 from lobule.cli.view import open_library
 from lobule.cohort import Case, Cohort
 from lobule.errors import UsageError
@@ -263,3 +263,26 @@ def test_the_training_cases_of_a_bundle_are_shown(tmp_path: Path) -> None:
     (bundle / "model.json").write_text(json.dumps(model))
     with pytest.raises(UsageError, match="none of the cases"):
         open_library([str(bundle)], str(manifest), None)
+
+
+def test_the_calibration_of_a_named_bundle_is_shown(tmp_path: Path) -> None:
+    scene = build_scene(tmp_path)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    model = {
+        "format": "lobule-bundle/1", "method": "scannet", "config": {}, "classes": ["normal", "tumour"], "mpp": 0.5,
+        "metrics": {}, "provenance": {}, "files": {}, "patients": [], "calibration": {"cells": {"slope": 1.25}},
+    }  # fmt: skip
+    (bundle / "model.json").write_text(json.dumps(model))
+    paths = [str(scene.results.path)]
+    with pytest.raises(UsageError, match="none of the results was produced by this bundle"):
+        open_library(paths, None, None, [str(bundle)])
+    fingerprint = read_bundle(bundle).fingerprint
+    for file in scene.results.path.rglob("*.json"):
+        file.write_text(file.read_text().replace("ab" * 32, fingerprint))
+    for bundles, shown in (([], None), ([str(bundle)], {"cells": {"slope": 1.25}})):
+        with TestClient(
+            create_app(open_library(paths, None, None, bundles)), base_url="http://localhost"
+        ) as http:
+            detail = http.get(f"/api/cases/{case_ids(http)['one']}").json()
+            assert detail["provenance"]["calibration"] == shown

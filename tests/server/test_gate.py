@@ -70,7 +70,7 @@ def hostile_requests(case: str, other: str, secret: Path) -> list[tuple[str, str
     urls += [f"/api/cases/{case}/view?name={name}" for name in ("L-CC", "slide", "../slide", "x" * 600)]
     urls += [
         f"/api/cases/{case}/findings?{text}"
-        for text in ("limit=0", "limit=501", "offset=-1", "limit=a", "label=" + "x" * 300)
+        for text in ("limit=-1", "limit=501", "offset=-1", "limit=a", "label=" + "x" * 300)
     ]
     urls += [f"/api/cases/{case}/findings/{number}" for number in (-1, 40, 10**30, "x")]
     urls += [

@@ -22,13 +22,14 @@ function columnsOf(cases: CaseRow[], session: Session | null): Column[] {
   if (session?.show_patients) columns.push({ key: "patient", title: "patient", value: (row) => row.patient ?? "" });
   if ((session?.sources.length ?? 0) > 1)
     columns.push({ key: "source", title: "result", value: (row) => session!.sources[row.source]?.name ?? "" });
-  for (const key of ["label", "split", "site"] as const)
-    if (cases.some((row) => row[key])) columns.push({ key, title: key, value: (row) => row[key] ?? "" });
   columns.push({ key: "status", title: "status", value: (row) => row.status });
   const names = [...new Set(cases.flatMap((row) => Object.keys(row.scores)))].slice(0, 6);
   for (const name of names)
     columns.push({ key: `score ${name}`, title: word(name), value: (row) => row.scores[name], number: true });
   columns.push({ key: "findings", title: "findings", value: (row) => row.findings, number: true });
+  // What a narrow window cuts off is least important.
+  for (const key of ["label", "split", "site"] as const)
+    if (cases.some((row) => row[key])) columns.push({ key, title: key, value: (row) => row[key] ?? "" });
   return columns;
 }
 

@@ -14,7 +14,7 @@ import { change, settings, useSettings } from "./settings";
 import { Brand, Slider, Switch, ThemeButton } from "./widgets";
 
 const CALIBRATION = "lobule-px-per-mm";
-const BAR_PX = 300;
+const BAR_PX = 280;
 
 export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
   useSettings();
@@ -157,7 +157,7 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
           {message && <p class="notice" role="status">{message}</p>}
         </div>
         <div class="readout">
-          {view && <span>window {Math.round(view.centre)} / {Math.round(view.width)}</span>}
+          {view && <span>level {Math.round(view.centre)}, width {Math.round(view.width)}</span>}
           {at && at.value !== null && <span class="coordinates">{at.name} column {at.column}, row {at.row}: <strong data-value={at.value}>{at.value}</strong></span>}
           {heat !== null && <span>{view?.heatmap} {score(heat)}</span>}
         </div>
@@ -259,7 +259,7 @@ function BreastScores(props: { scores: Record<string, number>; spread?: Record<s
                 <td>
                   <Bar value={props.scores[name]} />
                   <div class="subtle">
-                    {[spread && `${score(spread.least)} to ${score(spread.greatest)}`, label !== undefined && `truth: ${label ? "yes" : "no"}`].filter(Boolean).join(" · ")}
+                    {[spread && spread.least < spread.greatest && `${score(spread.least)} to ${score(spread.greatest)}`, label !== undefined && `truth: ${label ? "yes" : "no"}`].filter(Boolean).join(" · ")}
                   </div>
                 </td>
               </tr>

@@ -5,6 +5,15 @@ import { get, query, type CaseDetail, type Field, type Finding, type FindingsPag
 import { length, score, word } from "./format";
 
 const FIELD_UM = 250;
+const LESION_CLASSES: Record<string, string> = { itc: "isolated tumour cells", micro: "micrometastasis", macro: "macrometastasis" };
+const SHORT: Record<string, string> = { ...LESION_CLASSES, itc: "isolated cells" };
+
+/** What a finding is: its class of size, and its class where the findings have several. */
+function kind(finding: Finding, labels: string[]): string {
+  const lesion = finding.lesion_class && (SHORT[finding.lesion_class] ?? word(finding.lesion_class));
+  const label = finding.label && (labels.length > 1 || !lesion) ? word(finding.label) : "";
+  return [label, lesion].filter(Boolean).join(" · ");
+}
 
 export function FindingsPanel(props: {
   detail: CaseDetail; page: FindingsPage; listed: number; label: string | null; onLabel: (label: string | null) => void; findings: Finding[]; selected: number | null; gallery: Field[] | null; mpp: number | null;
@@ -44,7 +53,7 @@ export function FindingsPanel(props: {
               onClick={() => props.onChoose(finding)}>
               <span class="rank">{index + 1}</span>
               <strong>{score(finding.score)}</strong>
-              <span>{[finding.lesion_class, finding.label && word(finding.label)].filter(Boolean).join(" · ")}</span>
+              <span title={finding.lesion_class && LESION_CLASSES[finding.lesion_class]}>{kind(finding, page.labels)}</span>
               <span class="subtle">{finding.size_um ? length(finding.size_um) : ""}</span>
               <span class="verdict" title="Your review">{props.judged.get(finding.number) ?? ""}</span>
             </button>

@@ -5,7 +5,7 @@ import { profileText } from "./display";
 import { word } from "./format";
 
 export function DetailsPanel({ detail, onGo }: { detail: CaseDetail; onGo: (box: number[]) => void }) {
-  const provenance = detail.provenance;
+  const { calibration, ...provenance } = detail.provenance as { calibration: Record<string, unknown> | null } & Record<string, unknown>;
   return (
     <>
       {detail.notes.length > 0 && (
@@ -33,6 +33,11 @@ export function DetailsPanel({ detail, onGo }: { detail: CaseDetail; onGo: (box:
         {detail.maps.length === 0 && <p class="subtle">None.</p>}
       </section>
       {Object.keys(detail.details).length > 0 && <section><h2>Result</h2><Values values={detail.details} /></section>}
+      <section>
+        <h2>Calibration of the model</h2>
+        {calibration === null && <p class="subtle">The result does not contain it. To see it, start the viewer with <code>--bundle BUNDLE</code>.</p>}
+        {calibration && (Object.keys(calibration).length ? <Values values={calibration} /> : <p class="subtle">The model is not calibrated.</p>)}
+      </section>
       <section><h2>Provenance</h2><Values values={provenance} /></section>
       {Object.entries(detail.images).map(([name, image]) => (
         <section key={name}>

@@ -32,7 +32,7 @@ export function ReviewTable() {
             </tbody>
           </table>
         ) : (
-          <p class="empty">{rows ? "Nobody has reviewed a case of these results yet." : "Loading the reviews …"}</p>
+          <p class="empty">{rows ? "Nobody has reviewed a case of these results yet. Open a case, choose a finding and press a to accept it or x to reject it." : "Loading the reviews …"}</p>
         )}
       </main>
     </div>

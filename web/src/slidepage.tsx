@@ -6,7 +6,7 @@ import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { DisplayPanel } from "./display";
 import { FindingsPanel, Gallery } from "./findings";
-import { length, roundLength, score, shortCount } from "./format";
+import { count, length, roundLength, score, shortCount } from "./format";
 import { useKeys } from "./keys";
 import { DetailsPanel } from "./provenance";
 import { ReviewPanel, sendReview, verdicts } from "./review";
@@ -250,18 +250,22 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <span class={`chip ${detail.status.replace(" ", "-")}`}>{detail.status}</span>
         <Scores scores={detail.scores} />
         <span class="space" />
-        {besides.map((id) => (
-          <button key={`${id} beside`} aria-pressed={beside === id} onClick={() => showBeside(beside === id ? "" : id)}
-            title="Side by side, with linked views (s)">
-            beside {nameOfOther(detail, session, id)}
-          </button>
-        ))}
-        {beside && view?.hasMaps && (
-          <button aria-pressed={view.comparedWith !== null} onClick={toggleDifference} title="Map of the difference (d)">difference</button>
+        {besides.length > 0 && (
+          <span class="compare">
+            <span class="subtle">Compare with</span>
+            {besides.map((id) => (
+              <button key={id} aria-pressed={beside === id} onClick={() => showBeside(beside === id ? "" : id)} title="Side by side, with linked views (s)">
+                {nameOfOther(detail, session, id)}
+              </button>
+            ))}
+            {beside && view?.hasMaps && (
+              <button aria-pressed={view.comparedWith !== null} onClick={toggleDifference} title="Map of the difference (d)">Difference</button>
+            )}
+          </span>
         )}
         {detail.others.map((other) => (
-          <a key={other.id} class="button" href={`${caseHash(other.id)}${now ? `?${viewQuery(view!)}` : ""}`} title="The same case in another result">
-            {session?.sources[other.source]?.name}
+          <a key={other.id} class="button" href={`${caseHash(other.id)}${now ? `?${viewQuery(view!)}` : ""}`} title="The same case and view in the other result">
+            Open in {session?.sources[other.source]?.name}
           </a>
         ))}
         <button disabled={!before} onClick={() => visit(before)} title="Previous case (K)" aria-label="Previous case">‹</button>
@@ -270,7 +274,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <button onClick={onHelp} title="Keys (?)">?</button>
       </header>
       <main class={`stage ${beside ? "halved" : ""}`}>
-        {beside && view && <Beside key={beside} id={beside} main={view} page={page} />}
+        {beside && view && <Beside key={beside} id={beside} name={nameOfOther(detail, session, beside)} main={view} page={page} />}
         <div class={`slide ${mode}`} ref={host} role="application" aria-label={`Slide ${detail.name}`} tabIndex={0}
           onPointerMove={onMove} onPointerLeave={() => setCursor(null)} onClick={click}
           onPointerDown={(event) => { pressed.current = [event.clientX, event.clientY]; moved.current = false; }}
@@ -293,7 +297,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
           {cursor && cursor.score !== null && <span>score {score(cursor.score)}</span>}
           {cursor && cursor.score === null && cursor.state !== null && STATES[cursor.state] && <span>{STATES[cursor.state]}</span>}
           {view && view.measured.length === 2 && <strong>{measured(view.measured, mpp)}</strong>}
-          {page.total > 0 && view && settings.points && <span>{view.inView.findings.toLocaleString("en")} of {page.total.toLocaleString("en")} findings loaded</span>}
+          {page.total > 0 && view && settings.points && <span>{findingsInView(view.inView.findings, page.total)}</span>}
         </div>
         {galleryShown && gallery && (
           <Gallery detail={detail} fields={gallery} mpp={mpp} onChoose={(field) => {
@@ -328,7 +332,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   );
 }
 
-function Beside({ id, main, page }: { id: string; main: SlideView; page: FindingsPage }) {
+function Beside({ id, name, main, page }: { id: string; name: string; main: SlideView; page: FindingsPage }) {
   const host = useRef<HTMLDivElement>(null);
   const [problem, setProblem] = useState("");
   useEffect(() => {
@@ -368,7 +372,12 @@ function Beside({ id, main, page }: { id: string; main: SlideView; page: Finding
       delete (window as unknown as { lobule: Record<string, unknown> }).lobule.beside;
     };
   }, []);
-  return <div class="slide other" ref={host}>{problem && <p class="notice bad">{problem}</p>}</div>;
+  return (
+    <>
+      <div class="slide other" ref={host} />
+      <p class={problem ? "side-name bad" : "side-name"}>{problem || name}</p>
+    </>
+  );
 }
 
 function nameOfOther(detail: CaseDetail, session: Session | null, id: string): string {
@@ -387,6 +396,12 @@ function viewQuery(view: SlideView): URLSearchParams {
 function remember(view: SlideView): void {
   if (!view.viewer.viewport || parseRoute().id !== view.detail.id) return;
   history.replaceState(null, "", `${caseHash(view.detail.id)}?${viewQuery(view)}`);
+}
+
+/** Tiles of findings extend beyond the screen, so the number includes findings a little outside it. */
+function findingsInView(number: number, total: number): string {
+  if (number === total) return count(total, "finding");
+  return `${number.toLocaleString("en")} of ${count(total, "finding")} in or near the view`;
 }
 
 function magnification(value: number): string {

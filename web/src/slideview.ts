@@ -34,6 +34,8 @@ export interface View {
 const LABEL_COLOURS: [number, number, number][] = [
   [0, 200, 255], [255, 170, 0], [170, 255, 80], [255, 110, 180], [190, 150, 255],
 ];
+/** Longest side of the small picture of the whole slide. */
+const NAVIGATOR_PX = 170;
 const TRUTH_COLOUR: [number, number, number] = [60, 220, 120];
 
 export class SlideView implements OverlaySource {
@@ -77,7 +79,7 @@ export class SlideView implements OverlaySource {
       showNavigationControl: false,
       showNavigator: true,
       navigatorPosition: "BOTTOM_RIGHT",
-      navigatorSizeRatio: 0.16,
+      ...navigatorSize(this.image.width, this.image.height),
       navigatorAutoFade: false,
       animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.35,
       springStiffness: 9,
@@ -394,4 +396,11 @@ export class SlideView implements OverlaySource {
   get hasMaps(): boolean {
     return this.layers.length > 0;
   }
+}
+
+/** A navigator with the shape of the slide. */
+function navigatorSize(width: number, height: number): object {
+  const scale = NAVIGATOR_PX / Math.max(width, height);
+  const px = (length: number) => `${Math.max(40, Math.round(length * scale))}px`;
+  return { navigatorWidth: px(width), navigatorHeight: px(height) };
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,13 @@ BUILD = "make viewer"
 @click.argument("paths", nargs=-1, required=True, metavar="RESULTS|SLIDE|COHORT|BUNDLE…")
 @click.option("--cohort", metavar="MANIFEST", help="Manifest with labels and annotations of the cases.")
 @click.option("--slides", metavar="DIR", help="Folder that is searched for images that have moved.")
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Bundle that produced results; its calibration is shown beside them.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=8080, help="Port; 0 chooses a free one.")
 @click.option(
@@ -40,7 +47,9 @@ BUILD = "make viewer"
 @click.option(
     "--server", type=click.Choice(["uvicorn", "granian"]), default="uvicorn", help="The web server to use."
 )
-def command(paths: Sequence[str], cohort: str | None, slides: str | None, **options: Any) -> CommandOutput:
+def command(
+    paths: Sequence[str], cohort: str | None, slides: str | None, bundles: Sequence[str], **options: Any
+) -> CommandOutput:
     """Show results in a web browser, finished or while the scan is running.
 
     PATHS are results folders, slides, images, manifests of slides or exams, or bundles, of which the training
@@ -49,7 +58,7 @@ def command(paths: Sequence[str], cohort: str | None, slides: str | None, **opti
     is.
     """
     require_pages()
-    view(open_library(paths, cohort, slides), **options)
+    view(open_library(paths, cohort, slides, bundles), **options)
     return CommandOutput({}, "")
 
 
@@ -95,15 +104,47 @@ def require_pages() -> None:
         )
 
 
-def open_library(paths: Sequence[str], cohort: str | None, slides: str | None) -> Library:
-    """Open results folders, slides, cohorts and bundles as the sources of the viewer."""
+def open_library(
+    paths: Sequence[str], cohort: str | None, slides: str | None, bundles: Sequence[str] = ()
+) -> Library:
+    """Open results folders, slides, cohorts and bundles as the sources of the viewer.
+
+    Args:
+        paths: Results folders, slides, images, manifests or bundles.
+        cohort: Manifest of the cases.
+        slides: Folder that is searched for images that have moved.
+        bundles: Bundles whose calibration is shown beside the results that they produced.
+    """
     from lobule.cohort.manifest import read_cohort
     from lobule.server.library import Library
 
     if slides is not None and not Path(slides).is_dir():
         raise UsageError("this is not a folder", subject=slides, expected="a folder with slides or exams")
     rows = None if cohort is None else read_cohort(cohort, check_files=False)
-    return Library(list(_sources(paths, rows)), rows, None if slides is None else Path(slides))
+    sources = list(_sources(paths, rows))
+    calibrations = dict(_calibration(bundle, sources) for bundle in bundles)
+    return Library(sources, rows, None if slides is None else Path(slides), calibrations)
+
+
+def _calibration(path: str, sources: Sequence[Source]) -> tuple[str, Mapping[str, Any]]:
+    """Return the fingerprint and the calibration of a bundle that produced some of the results.
+
+    Raises:
+        UsageError: No result is of this bundle.
+    """
+    from lobule.bundles import read_bundle
+
+    bundle = read_bundle(path)
+    settings = [source.results.settings for source in sources if source.results is not None]
+    fingerprints = {str((one.get("bundle") or {}).get("fingerprint")) for one in settings}
+    if bundle.fingerprint not in fingerprints:
+        raise UsageError(
+            "none of the results was produced by this bundle",
+            subject=path,
+            expected=f"the fingerprint {' or '.join(one[:12] for one in sorted(fingerprints))}",
+            actual=bundle.fingerprint[:12],
+        )
+    return bundle.fingerprint, bundle.calibration
 
 
 def _sources(paths: Sequence[str], rows: Cohort | None) -> Iterator[Source]:

@@ -121,9 +121,11 @@ def provenance(library: Library, entry: Entry, result: Mapping[str, Any]) -> dic
         settings = source.results.settings if source.results is not None else {}
     except LobuleError:
         settings = {}
+    bundle = result.get("bundle") or settings.get("bundle") or {}
     return {
         "source": source.name,
-        "bundle": result.get("bundle") or settings.get("bundle") or {},
+        "bundle": bundle,
+        "calibration": library.calibrations.get(bundle.get("fingerprint", "")),
         "options": settings.get("options") or {},
         "engine": result.get("engine") or settings.get("engine") or {},
         "lobule": result.get("lobule") or settings.get("lobule"),

@@ -120,7 +120,7 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class CaseFindings:
-    """All findings of a case. What only the list and outlines need is read and sorted when it is first needed."""
+    """All findings of a case. What only the list and outlines need is read when it is first needed."""
 
     path: Path | None
     table: Any

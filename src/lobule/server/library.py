@@ -75,11 +75,13 @@ class Library:
         sources: Results folders and cohorts.
         cohort: Rows of cases in results folders: paths, labels and annotations.
         slides: A folder that is searched for images whose recorded path does not exist.
+        calibrations: The calibration of models, by the fingerprint of their bundle.
     """
 
     sources: Sequence[Source]
     cohort: Cohort | None = None
     slides: Path | None = None
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _entries: dict[str, Entry] = field(default_factory=dict, init=False)
     _images: dict[str, tuple[int, dict[str, ImageFile]]] = field(default_factory=dict, init=False)
     _patients: dict[str, str | None] = field(default_factory=dict, init=False)

@@ -77,7 +77,11 @@ class Tiles:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tile: ReadyTile | None = self._ready.get(scope["path"])
-        if tile is None or scope["method"] != "GET" or not self._is_current(scope["path"][CASE_ID], tile.image):
+        if (
+            tile is None
+            or scope["method"] != "GET"
+            or not self._is_current(scope["path"][CASE_ID], tile.image)
+        ):
             await self._answer(scope, receive, send)
             return
         for name, value in scope["headers"]:
