@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PAGE, PLOT = "index.html", "cost"
 MARKERS = "osD^vP*X"
+LEGEND_INCHES = 2.4
 Data = Mapping[str, Any]
 
 
@@ -145,12 +146,14 @@ def _write_plot(data: Data, out: Path) -> list[str]:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        size = (SIDE_INCHES * len(measures), SIDE_INCHES * 0.9)
+        size = (SIDE_INCHES * len(measures) + LEGEND_INCHES, SIDE_INCHES * 0.9)
         figure = Figure(figsize=size, layout="constrained")
-        for axes, (name, title) in zip(
-            figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True
-        ):
+        all_axes = figure.subplots(1, len(measures), squeeze=False)[0]
+        for axes, (name, title) in zip(all_axes, measures, strict=True):
             _draw(axes, rows, name, title)
+        # Both plots have the same series; beside them, the legend covers no point.
+        fullest = max((axes.get_legend_handles_labels() for axes in all_axes), key=lambda one: len(one[1]))
+        figure.legend(*fullest, loc="outside right center")
         paths = save_figure(figure, out / PLOT)
     content = next(path for path in paths if path.suffix == ".svg").read_text(encoding="utf-8")
     return [content[content.index("<svg") :]]
@@ -171,7 +174,6 @@ def _draw(axes: Axes, rows: Sequence[Data], name: str, title: str) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("hours of annotation")
     axes.set_ylabel(f"{title}, with 95 % interval")
-    axes.legend(loc="lower right")
 
 
 def _end(estimate: Data, end: str) -> float:
