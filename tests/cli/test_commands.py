@@ -38,9 +38,15 @@ def commands(group: LazyGroup | None = None, path: str = "lobule") -> Iterator[t
 
 
 EXAMPLES = [
-    (path, example) for path, command in commands() for example in command.examples if path != "lobule view"
+    (path, example)
+    for path, command in commands()
+    for example in command.examples
+    if path != "lobule view" and "dicom-web" not in example
 ]
-"""The examples that end by themselves. The viewer serves until it is interrupted; tests/server runs it."""
+"""The examples that end by themselves and need no server.
+
+The viewer serves until it is interrupted; tests/server runs it. DICOMweb servers are in tests/dicomweb.
+"""
 
 
 def test_every_command_has_an_example_of_itself() -> None:

@@ -57,6 +57,7 @@ def results_in(out: Path) -> dict[str, bytes]:
 
 
 @needs_ray
+@pytest.mark.campaign
 def test_a_scan_on_ray_that_loses_a_worker_has_the_bytes_of_a_local_scan(
     slides: Cohort, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ RACING = """
 """
 
 
+@pytest.mark.parametrize("bundle", ["dense net"], indirect=True)
 def test_two_processes_that_start_together_choose_the_same(bundle: Path, slide: Path, tmp_path: Path) -> None:
     code, running = textwrap.dedent(RACING), []
     for mine, other, faster in (("a", "b", "True"), ("b", "a", "False")):
