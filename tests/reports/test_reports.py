@@ -104,16 +104,16 @@ def pages(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_map_that_failed_the_orientation_check_is_not_drawn(tmp_path: Path) -> None:
     scene = build_scene(tmp_path)
-    drawn = {}
+    page_by_verdict = {}
     for passed in (True, False):
         store_map_check(scene.results, 0.41, passed, 12, "test")
         write_reports(scene.results.path, tmp_path / "pages")
-        drawn[passed] = read_page(tmp_path / "pages/cases/one.html")
-    html, shown = drawn[False]
-    assert "Scores of the class" in drawn[True][1] and "Scores of the class" not in shown
+        page_by_verdict[passed] = read_page(tmp_path / "pages/cases/one.html")
+    html, shown = page_by_verdict[False]
+    assert "Scores of the class" in page_by_verdict[True][1] and "Scores of the class" not in shown
     assert "failed the orientation check" in shown and "area of only 0.41 (12 slides of" in shown
     assert "The slide of one" in html and "The map of one" not in html
-    assert "orientation" not in drawn[True][1]
+    assert "orientation" not in page_by_verdict[True][1]
 
 
 def test_a_case_whose_slide_is_gone_has_a_page(pages: Path) -> None:

@@ -1,19 +1,21 @@
 // The page of a slide: the image with its overlay, and a panel with display settings, findings, review and details.
 
 import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
-import { get, query, type CaseDetail, type Field, type Finding, type FindingsPage, type Reviews, type Session } from "./api";
+import { get, query, type Field, type Finding, type FindingsPage, type Reviews } from "./api";
+import { Beside, nameOfOther } from "./beside";
 import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { DisplayPanel } from "./display";
 import { FindingsPanel, Gallery } from "./findings";
-import { count, length, roundLength, score, shortCount } from "./format";
+import { count, length, score, shortCount } from "./format";
 import { useKeys } from "./keys";
 import { DetailsPanel } from "./provenance";
 import { ReviewPanel, sendReview, verdicts } from "./review";
 import { caseHash, parseRoute } from "./route";
 import { change, settings, useSettings } from "./settings";
+import { ScaleBar, SeenMap } from "./slidemarks";
 import { SlideView, type Cursor } from "./slideview";
-import { Brand, ThemeButton } from "./widgets";
+import { Brand, Scores, ThemeButton } from "./widgets";
 
 const MAGNIFICATIONS = [5, 10, 20, 40];
 /** µm/px of a 10× objective. */
@@ -332,59 +334,6 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   );
 }
 
-function Beside({ id, name, main, page }: { id: string; name: string; main: SlideView; page: FindingsPage }) {
-  const host = useRef<HTMLDivElement>(null);
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    let other: SlideView | null = null;
-    let closed = false;
-    let leader = main;
-    const lead = (view: SlideView) => () => (leader = view);
-    const leadMain = lead(main);
-    const follow = (from: SlideView, to: () => SlideView | null) => () => {
-      if (leader === from) to()?.setView(from.view, true);
-    };
-    const followMain = follow(main, () => other);
-    const open = async () => {
-      if (id === "truth") {
-        const truthAlone = { heatmap: false, points: false, outlines: false, truth: true };
-        other = new SlideView(host.current!, main.detail, page, main.imageName, truthAlone);
-      } else {
-        const [detail, findings] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=0`)]);
-        if (closed) return;
-        other = new SlideView(host.current!, detail, findings, main.imageName);
-      }
-      host.current!.addEventListener("pointerenter", lead(other));
-      other.viewer.addOnceHandler("open", followMain);
-      other.viewer.addHandler("viewport-change", follow(other, () => main));
-      (window as unknown as { lobule: Record<string, unknown> }).lobule.beside = other;
-    };
-    main.element.addEventListener("pointerenter", leadMain);
-    addEventListener("keydown", leadMain);
-    main.viewer.addHandler("viewport-change", followMain);
-    open().catch((error: Error) => setProblem(error.message));
-    return () => {
-      closed = true;
-      main.element.removeEventListener("pointerenter", leadMain);
-      removeEventListener("keydown", leadMain);
-      main.viewer.removeHandler("viewport-change", followMain);
-      other?.destroy();
-      delete (window as unknown as { lobule: Record<string, unknown> }).lobule.beside;
-    };
-  }, []);
-  return (
-    <>
-      <div class="slide other" ref={host} />
-      <p class={problem ? "side-name bad" : "side-name"}>{problem || name}</p>
-    </>
-  );
-}
-
-function nameOfOther(detail: CaseDetail, session: Session | null, id: string): string {
-  if (id === "truth") return "truth";
-  return session?.sources[detail.others.find((other) => other.id === id)?.source ?? -1]?.name ?? "the other result";
-}
-
 function viewQuery(view: SlideView): URLSearchParams {
   const { x, y, scale, rotation } = view.view;
   const values: Record<string, string> = { x: x.toFixed(0), y: y.toFixed(0), s: scale.toPrecision(4), r: String(Math.round(rotation)) };
@@ -411,53 +360,4 @@ function magnification(value: number): string {
 function measured([a, b]: [number, number][], mpp: number | null): string {
   const px = Math.hypot(a[0] - b[0], a[1] - b[1]);
   return mpp ? length(px * mpp) : `${Math.round(px)} px`;
-}
-
-export function Scores({ scores }: { scores: Record<string, number> }) {
-  const entries = Object.entries(scores);
-  return (
-    <span class="scores">
-      {entries.slice(0, 4).map(([name, value]) => <span key={name}>{name} <strong>{score(value)}</strong></span>)}
-    </span>
-  );
-}
-
-function ScaleBar({ mpp, scale }: { mpp: number | null; scale: number }) {
-  if (!mpp) return <div class="scale-bar" title="The file does not state its µm/px">µm/px unknown</div>;
-  const um = roundLength(160 * scale * mpp);
-  return (
-    <div class="scale-bar" style={{ width: `${um / scale / mpp}px` }} data-um={um}>{length(um)}</div>
-  );
-}
-
-/** Which of the slide was on the screen: darker where it was magnified more. */
-function SeenMap({ view, shown }: { view: SlideView; shown: boolean }) {
-  const canvas = useRef<HTMLCanvasElement>(null);
-  const columns = Math.ceil(view.image.width / view.seenSide), rows = Math.ceil(view.image.height / view.seenSide);
-  useEffect(() => {
-    const context = canvas.current?.getContext("2d");
-    if (!context) return;
-    context.clearRect(0, 0, columns, rows);
-    const mpp = view.image.mpp?.[0] ?? 0.5;
-    for (const [key, scale] of view.seen) {
-      const [column, row] = key.split(",").map(Number);
-      const magnified = Math.min(1, Math.max(0.25, Math.log2(32 / (scale * mpp)) / 5));
-      context.fillStyle = `rgba(0, 158, 115, ${magnified})`;
-      context.fillRect(column, row, 1, 1);
-    }
-  });
-  if (!shown) return null;
-  let tissue = 0, viewed = 0;
-  for (let row = 0; row < rows; row++)
-    for (let column = 0; column < columns; column++)
-      if (view.hasTissue(column, row)) {
-        tissue++;
-        if (view.seen.has(`${column},${row}`)) viewed++;
-      }
-  return (
-    <figure class="seen">
-      <canvas ref={canvas} width={columns} height={rows} style={{ backgroundImage: `url(api/cases/${view.detail.id}/thumbnail)` }} />
-      <figcaption data-viewed={viewed} data-tissue={tissue}>viewed: {Math.round((100 * viewed) / Math.max(1, tissue))} % of the tissue</figcaption>
-    </figure>
-  );
 }

@@ -1,5 +1,6 @@
 // Small components that several pages use.
 
+import { score } from "./format";
 import { change, useSettings } from "./settings";
 
 export function Brand() {
@@ -36,5 +37,14 @@ export function Switch(props: { name: string; hint?: string; on: boolean; onChan
       <span>{props.name}</span>
       {props.hint && <kbd>{props.hint}</kbd>}
     </label>
+  );
+}
+
+export function Scores({ scores }: { scores: Record<string, number> }) {
+  const entries = Object.entries(scores);
+  return (
+    <span class="scores">
+      {entries.slice(0, 4).map(([name, value]) => <span key={name}>{name} <strong>{score(value)}</strong></span>)}
+    </span>
   );
 }

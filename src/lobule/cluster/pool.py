@@ -11,7 +11,7 @@ from typing import Any
 from lobule.cluster.worker import CaseOutcome, WorkerState
 from lobule.cohort import Case
 from lobule.errors import LobuleError, ResultsError
-from lobule.scanning.case_parts import Part
+from lobule.scanning.case_shares import Share
 
 log = logging.getLogger("lobule.scan")
 
@@ -30,7 +30,7 @@ class Task:
     order: int
     case: Case
     losses: int = 0
-    part: Part | None = None
+    share: Share | None = None
     """The share of the case to compute; None for the whole case."""
 
 
@@ -104,7 +104,7 @@ class WorkerPool:
             for worker in ready:
                 if self._queue and len(worker.tasks) < most and self._may_take(worker, self._queue[0]):
                     task = self._queue.popleft()
-                    reference = worker.actor.scan.remote(task.order, task.case, task.part)
+                    reference = worker.actor.scan.remote(task.order, task.case, task.share)
                     worker.tasks[reference] = task
 
     def _may_take(self, worker: Worker, task: Task) -> bool:

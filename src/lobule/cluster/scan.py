@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lobule import __version__
+from lobule.cluster.division import Division, file_bytes
 from lobule.cluster.pool import Task, WorkerPool
 from lobule.cluster.session import ClusterOptions, WorkerResources, ray_session, worker_resources
-from lobule.cluster.worker import PART, CaseOutcome, CaseWorker, PredictorSource, ScanJob, WorkerState
+from lobule.cluster.worker import SHARE, CaseOutcome, CaseWorker, PredictorSource, ScanJob, WorkerState
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError
-from lobule.results.folder import RESULT, Results, begin_results, record_engine, write_summary
+from lobule.results.folder import Results, begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, wait_for_workers
 from lobule.results.result import FAILED
 from lobule.results.runs import Run
 from lobule.results.work import read_work
-from lobule.scanning.case_parts import Part, merge_parts
 from lobule.scanning.case_results import write_result
 from lobule.scanning.cases import MAX_OPEN_CASES, Progress
 from lobule.scanning.contract import EngineSettings, ScanOptions
@@ -113,26 +113,6 @@ def scan_on_ray(
     return report_of(results.path, rows, cases, progress)
 
 
-MOST_ROUNDS = 4
-"""Passes of a case that are divided. Later passes are those of the whole case."""
-
-
-@dataclass
-class _Round:
-    """The shares of one pass of a case that are not done yet."""
-
-    number: int = 0
-    left: int = 0
-    has_work: bool = False
-
-
-def _file_bytes(case: Case) -> float:
-    try:
-        return float(Path(case.path).stat().st_size) if case.path else 0.0
-    except OSError:  # A URL, or a missing file, whose error the worker reports.
-        return 0.0
-
-
 class _Driver:
     """Runs the workers of one scan and collects their outcomes."""
 
@@ -148,8 +128,7 @@ class _Driver:
         origin: Mapping[str, Any],
     ) -> None:
         self.job, self.results, self.cases, self.progress = job, results, cases, progress
-        self.workers, self.divided_bytes = resources.count, cluster.divided_bytes
-        self.rounds: dict[str, _Round] = {}
+        self.division = Division(results, resources.count, cluster.divided_bytes)
         job_reference = ray.put(job)
         actor_class = ray.remote(CaseWorker).options(
             num_cpus=resources.cpus,
@@ -182,36 +161,13 @@ class _Driver:
         tasks = [Task(order, case) for order, case in enumerate(self.cases)]
         tasks.sort(key=lambda task: -self._size(task.case))
         with self.record:
-            self.pool.run([part for task in tasks for part in self._divided(task)])
-
-    def _divided(self, task: Task) -> list[Task]:
-        """Return a task for each worker if the case is very large and unfinished; otherwise the task."""
-        case = task.case
-        large = self.workers > 1 and _file_bytes(case) > self.divided_bytes
-        if not large or (self.results.case_folder(case.id).path / RESULT).exists():
-            return [task]
-        current = self.rounds.setdefault(case.id, _Round())
-        current.number, current.left, current.has_work = current.number + 1, self.workers, False
-        parts = [Part(number, self.workers) for number in range(self.workers)]
-        return [Task(task.order, case, part=part) for part in parts]
-
-    def _part_is_done(self, task: Task, has_work: bool) -> None:
-        """After the last share of a pass, merge them and continue with the next pass or the whole case."""
-        current = self.rounds[task.case.id]
-        current.left -= 1
-        current.has_work = current.has_work or has_work
-        if current.left:
-            return
-        merge_parts(self.results.case_folder(task.case.id))
-        whole = Task(task.order, task.case)
-        again = current.has_work and current.number < MOST_ROUNDS
-        self.pool.add(self._divided(whole) if again else [whole])
+            self.pool.run([one for task in tasks for one in self.division.tasks(task)])
 
     def _size(self, case: Case) -> float:
         """Return the estimated work of a case; the size of its file if the work was not estimated."""
         if self.work:
             return self.work.get(case.id, 0.0)
-        return _file_bytes(case)
+        return float(file_bytes(case))
 
     def _worker_is_ready(self, state: WorkerState) -> None:
         self.engine = EngineSettings(**state.engine)
@@ -220,7 +176,7 @@ class _Driver:
             self.hosts.append(state.host)
 
     def _case_is_done(self, task: Task, outcome: CaseOutcome, worker: Any) -> None:
-        if task.part is None:
+        if task.share is None:
             self.progress.finished[task.case.id] = outcome.status
         if outcome.inputs is not None:
             self.progress.inputs[task.case.id] = outcome.inputs
@@ -229,13 +185,13 @@ class _Driver:
             **{name: value - before.get(name, 0) for name, value in outcome.counters.items()}
         )
         self.counters[worker] = outcome.counters
-        if task.part is not None:
-            self._part_is_done(task, outcome.status == PART)
+        if task.share is not None:
+            self.pool.add(self.division.tasks_after(task, outcome.status == SHARE))
 
     def _case_is_lost(self, task: Task) -> None:
         """Record a case as failed after it lost its worker several times. A lost share is skipped."""
-        if task.part is not None:
-            self._part_is_done(task, False)
+        if task.share is not None:
+            self.pool.add(self.division.tasks_after(task, False))
             return
         error = CaseError(
             f"the worker that scanned the case died {task.losses} times",

@@ -15,7 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
-from lobule.scanning.case_parts import Part
+from lobule.scanning.case_shares import Share
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
@@ -28,7 +28,7 @@ COUNTS = (
     "reading_s", "model_s", "writing_s", "starved_s", "blocked_s", "batch_halvings",
 )  # fmt: skip
 """The counters that a worker reports."""
-PART, NO_PART = "part", "no part"
+SHARE, NO_SHARE = "share", "no share"
 """Outcomes of a share of a case: it was computed, or no pass of the case was incomplete."""
 
 
@@ -121,13 +121,13 @@ class CaseWorker:
         self._submit = self._stack.enter_context(runner.session(machine.readers or machine.usable_cores))
         return WorkerState(platform.node(), os.getpid(), dict(engine.__dict__))
 
-    def scan(self, order: int, case: Case, part: Part | None = None) -> CaseOutcome:
+    def scan(self, order: int, case: Case, share: Share | None = None) -> CaseOutcome:
         """Scan a case, or a share of it, and return the outcome. Errors of the case are in its result."""
-        if part is None:
+        if share is None:
             self._submit(order, case).result()
             status = self.progress.finished.pop(case.id)
         else:
-            status = PART if self._runner.submit_part(order, case, part).result() else NO_PART
+            status = SHARE if self._runner.submit_share(order, case, share).result() else NO_SHARE
         counters = {name: getattr(self.progress.counters, name) for name in COUNTS}
         return CaseOutcome(status, self.progress.inputs.pop(case.id, None), counters)
 

@@ -224,7 +224,7 @@ class Server:
                     actual=target,
                 )
             answer = self.request("GET", target, accept='multipart/related; type="application/octet-stream"')
-            return next(iter(_parts(answer)))[1]
+            return next(iter(_bodies(answer)))[1]
 
         values = {tag: value for tag, value in values.items() if tag != PIXEL_DATA}
         try:
@@ -245,15 +245,15 @@ class Server:
         """
         numbers = ",".join(map(str, range(first, last + 1)))
         answer = self.request("GET", f"{instance_path}/frames/{numbers}", accept=FRAMES)
-        parts = list(_parts(answer))
-        if len(parts) != last - first + 1:
+        bodies = list(_bodies(answer))
+        if len(bodies) != last - first + 1:
             raise NotReadable(
                 "the answer has another number of frames than the request",
                 subject=f"{self.root}{instance_path}/frames/{numbers}",
                 expected=str(last - first + 1),
-                actual=str(len(parts)),
+                actual=str(len(bodies)),
             )
-        return _syntax(answer.content_type, parts[0][0]), [content for _, content in parts]
+        return _syntax(answer.content_type, bodies[0][0]), [content for _, content in bodies]
 
 
 def server_of(root: str) -> Server:
@@ -281,8 +281,8 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _parts(answer: Answer) -> Iterator[tuple[str, bytes]]:
-    """Yield the type and the content of each part of an answer; an answer without parts is one part."""
+def _bodies(answer: Answer) -> Iterator[tuple[str, bytes]]:
+    """Yield the type and the content of each body of a multipart answer, or those of another answer."""
     boundary = re.search(r'boundary="?([^";]+)"?', answer.content_type)
     if "multipart" not in answer.content_type.lower() or boundary is None:
         yield answer.content_type, answer.content

@@ -19,9 +19,9 @@ def write_dense_grids(features: FeatureFolder, case: Case, out: str | Path) -> i
     """Write the tokens of a case for readers of slide2vec; return the number of tiles.
 
     Each tile is a torch file `OUT/dense_embeddings/CASE/X_Y.pt` with a float16 tensor (width, rows, columns);
-    X and Y are its corner at level 0. `X_Y.meta.json` beside it describes the grid. Tiles are read block by
-    block. The files do not say how slide2vec would have read the slide, so slide2vec itself computes them
-    again if it is run on the same folder.
+    X and Y are its corner in level-0 pixels. `X_Y.meta.json` in the same folder describes the grid. The files
+    do not say how slide2vec would have read the slide. slide2vec therefore computes them again if it is run
+    on this folder.
 
     Args:
         features: A folder of `lobule features --tokens`.
@@ -29,11 +29,16 @@ def write_dense_grids(features: FeatureFolder, case: Case, out: str | Path) -> i
         out: The folder of the output.
 
     Raises:
+        ConfigError: The features were not extracted by Lobule.
         NotReadable: The folder has no tokens of this case.
     """
     tokens, manifest = features.find_tokens(case), features.manifest
     if manifest is None:
-        raise ConfigError("only tokens that Lobule has extracted can be written", subject=features.path)
+        raise ConfigError(
+            "the folder has no manifest of Lobule, which states the size and the grid of its tiles",
+            subject=features.path,
+            remedy="Extract the tokens with `lobule features --tokens`",
+        )
     folder = make_folder(Path(out) / "dense_embeddings" / quote(case.id, safe=" "))
     grid, side = tokens.grid, manifest.input_px
     described = {

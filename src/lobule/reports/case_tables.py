@@ -141,13 +141,17 @@ def failures_section(case: ExportCase, notes: list[str]) -> str:
     return "".join(blocks) or "<p>Nothing failed, and nothing is missing.</p>"
 
 
-def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
-    """Yield what produced a result: bundle, versions, settings and the hashes of the input."""
-    result = case.result
-    bundle = result.get("bundle") or {}
+def bundle_fields(bundle: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield what identifies the model."""
     yield "method", bundle.get("method")
     yield "bundle", bundle.get("fingerprint")
     yield "classes", ", ".join(map(str, bundle.get("classes") or []))
+
+
+def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
+    """Yield what produced a result: bundle, versions, settings and the hashes of the input."""
+    result = case.result
+    yield from bundle_fields(result.get("bundle") or {})
     yield "Lobule", result.get("lobule")
     yield "computed with", _pairs(result.get("engine"))
     try:

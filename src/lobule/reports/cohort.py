@@ -17,6 +17,7 @@ from lobule.cohort import Cohort
 from lobule.errors import LobuleError
 from lobule.exports.export import CaseRecord
 from lobule.reports.case import MISUSE
+from lobule.reports.case_tables import bundle_fields
 from lobule.reports.claim import claim_table
 from lobule.reports.comparison import comparison_table
 from lobule.reports.page import (
@@ -310,10 +311,7 @@ def _run_times(report: CohortReport) -> str:
 
 def _provenance(report: CohortReport) -> Iterator[tuple[str, object]]:
     settings = report.settings
-    bundle = settings.get("bundle") or {}
-    yield "method", bundle.get("method")
-    yield "bundle", bundle.get("fingerprint")
-    yield "classes", ", ".join(map(str, bundle.get("classes") or []))
+    yield from bundle_fields(settings.get("bundle") or {})
     for name, title in (("options", "options of the scan"), ("engine", "computed with")):
         values = settings.get(name) or {}
         yield title, words(values)

@@ -24,7 +24,6 @@ from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
 from lobule.results.writing import FINDINGS, write_findings
-from lobule.scanning.case_parts import Part, complete_store, merge_parts
 from lobule.scanning.case_results import (
     NOTHING_SCORED,
     any_scored,
@@ -33,6 +32,7 @@ from lobule.scanning.case_results import (
     write_result,
     write_run,
 )
+from lobule.scanning.case_shares import Share, complete_store, merge_shares
 from lobule.scanning.contract import (
     EngineSettings,
     ImageSource,
@@ -124,12 +124,12 @@ class CaseRunner:
                 self.pipeline.stop()
                 raise
 
-    def submit_part(self, order: int, case: Case, part: Part) -> Future[bool]:
+    def submit_share(self, order: int, case: Case, share: Share) -> Future[bool]:
         """Submit a share of the first pass of a case that is not complete, within a session.
 
         The future returns whether there was such a pass. Errors are left to the scan of the whole case.
         """
-        return self._case_threads.submit(self._run_part, order, case, part)
+        return self._case_threads.submit(self._run_share, order, case, share)
 
     def _wait_for_any_case(self, running: set[Future[None]]) -> set[Future[None]]:
         """Wait until a case finishes, raise its error if it failed, and return the cases still running."""
@@ -185,7 +185,7 @@ class CaseRunner:
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
         self._write_plan(case, folder, prints)
-        merge_parts(folder)
+        merge_shares(folder)
         try:
             return self._scan_images(order, case, folder, prints)
         except NothingToScore as error:
@@ -257,7 +257,7 @@ class CaseRunner:
             store = sink.finish()
             failed += sink.failures()
 
-    def _run_part(self, order: int, case: Case, part: Part) -> bool:
+    def _run_share(self, order: int, case: Case, share: Share) -> bool:
         folder = self.results.case_folder(case.id)
         try:
             plan = plan_of(case, fingerprints(case))
@@ -270,16 +270,16 @@ class CaseRunner:
                 case, self.predictor.images(case, self.options), self.options, self.engine, self.cohort
             )
             with self._memory_for(opened):
-                return self._run_part_of_pass(order, opened, folder, part)
+                return self._compute_share(order, opened, folder, share)
         except (Stopped, ResultsError):
             raise
         except Exception:  # The scan of the whole case meets the same error, and records it.
             if self.pipeline.stopping:
                 raise
-            log.debug("part %s of case %s failed", part.number, case.id, exc_info=True)
+            log.debug("share %s of case %s failed", share.number, case.id, exc_info=True)
             return False
 
-    def _run_part_of_pass(self, order: int, opened: OpenedCase, folder: CaseFolder, part: Part) -> bool:
+    def _compute_share(self, order: int, opened: OpenedCase, folder: CaseFolder, share: Share) -> bool:
         """Compute a share of the first pass that is not complete. Return False if all are complete."""
         with closing(self.predictor.steps(opened)) as steps:
             store = None
@@ -289,10 +289,10 @@ class CaseRunner:
                 except StopIteration:
                     return False
                 pass_ = _within_region(pass_, opened.case)
-                sink = open_sink(pass_, part.folder(folder))
+                sink = open_sink(pass_, share.folder(folder))
                 store = complete_store(pass_, folder, sink.chunk_of_row)
                 if store is None:
-                    sink.limit_to(part.rows(sink.chunk_of_row))
+                    sink.limit_to(share.rows(sink.chunk_of_row))
                     images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
                     self._size_caches(pass_, images)
                     plan_reads(pass_, images, sink.needed)

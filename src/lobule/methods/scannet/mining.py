@@ -46,8 +46,10 @@ def mine(slide_scan: TrainingScan[DensePredictor], pool: Pool) -> tuple[dict[int
             folder / GALLERY, pool.slides, negatives,
             name=folder.name, mpp=predictor.config.mpp, window=predictor.geometry.extent,
         )  # fmt: skip
-        places = {name: points.tolist() for name, points in points_by_case.items()}
-        return {"places": places, "notes": scanned.notes("not searched for hard negatives")}
+        return {
+            "places": {name: points.tolist() for name, points in points_by_case.items()},
+            "notes": scanned.notes("not searched for hard negatives"),
+        }
 
     cases = [pool.slides[index].case for index in pool.usable(NORMAL)]
     stored = slide_scan.recorded("hard.json", cases, collect, stride=predictor.geometry.stride)
@@ -89,11 +91,11 @@ def far_from_outlines(slide: SlidePositions, l0_points: Points, margin: float) -
     return np.asarray(_distances_to_nearest(l0_points, samples) >= margin, np.bool_)
 
 
-def _distances_to_nearest(points: Points, others: Points) -> NDArray[np.float64]:
-    """Return the distance of each point to the nearest of the others."""
+def _distances_to_nearest(points: Points, targets: Points) -> NDArray[np.float64]:
+    """Return the distance of each point to the nearest target."""
     from scipy.spatial import cKDTree  # Imported here, because a scan imports this module and needs no tree.
 
-    nearest, _ = cKDTree(others).query(points)
+    nearest, _ = cKDTree(targets).query(points)
     return np.asarray(nearest, np.float64)
 
 

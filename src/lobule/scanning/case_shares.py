@@ -1,8 +1,8 @@
 """One case on several workers: each computes a share of the fields of a pass, and the shares are merged.
 
-A share consists of complete chunks of a map or table, which a worker writes into a folder of its own. A chunk
-has the same bytes whoever computes it, so merging moves files. What no share contains, such as chunks in
-which a field failed, is computed by the scan of the case that follows.
+A share consists of complete chunks of a map or table, and is written into its own folder. The bytes of a
+chunk do not depend on the worker, so shares are merged by moving files. The scan of the case that follows
+computes what no share contains, such as chunks in which a field failed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lobule.results.maps import MAKING, MapReader
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import MapSpec, Pass, Store
 
-PARTS = "parts"
+SHARES = "shares"
 """Folder of a case with a folder for each share that is not merged yet."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """One of `count` shares of the fields of a pass."""
 
     number: int
@@ -34,7 +34,7 @@ class Part:
 
     def folder(self, folder: CaseFolder) -> CaseFolder:
         """Return the folder into which the share is written."""
-        return CaseFolder(folder.path / PARTS / f"{self.number:04d}")
+        return CaseFolder(folder.path / SHARES / f"{self.number:04d}")
 
     def rows(self, chunk_of_row: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the rows of the share. The shares have about the same number of rows, in complete chunks."""
@@ -61,23 +61,23 @@ def complete_store(pass_: Pass, folder: CaseFolder, chunk_of_row: NDArray[np.int
     return table if set(chunk_of_row.tolist()) <= table.written() else None
 
 
-def merge_parts(folder: CaseFolder) -> None:
+def merge_shares(folder: CaseFolder) -> None:
     """Move the chunks of all shares into the maps and tables of the case. It can be repeated after a crash.
 
     Raises:
         ResultsError: The files cannot be moved.
     """
-    parts = folder.path / PARTS
+    shares = folder.path / SHARES
     try:
-        for part in sorted(parts.iterdir()) if parts.is_dir() else ():
+        for share in sorted(shares.iterdir()) if shares.is_dir() else ():
             for kind in ("maps", "tables"):
-                for store in sorted((part / kind).glob("*")):
+                for store in sorted((share / kind).glob("*")):
                     if store.suffix == MAKING:  # Its worker was lost while it created the map.
                         continue
                     _merge_store(store, folder.path / kind / store.name)
-        shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(shares, ignore_errors=True)
     except OSError as error:
-        raise results_error(error, parts) from error
+        raise results_error(error, shares) from error
 
 
 def _merge_store(source: Path, target: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lobule.cluster.worker import NO_PART, PART, CaseWorker, ScanJob
+from lobule.cluster.worker import NO_SHARE, SHARE, CaseWorker, ScanJob
 from lobule.results.folder import CaseFolder, begin_results
 from lobule.scanning import stores
-from lobule.scanning.case_parts import PARTS, Part, merge_parts
+from lobule.scanning.case_shares import SHARES, Share, merge_shares
 from lobule.scanning.contract import Batch, Predictor
 from lobule.scanning.engine import options_to_dict
 from lobule.scanning.scan import scan
@@ -43,7 +43,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 9))
 def test_every_chunk_is_in_exactly_one_share(chunks: list[int], count: int) -> None:
     chunk_of_row = np.array(chunks, np.int64)
-    shares = [Part(number, count).rows(chunk_of_row) for number in range(count)]
+    shares = [Share(number, count).rows(chunk_of_row) for number in range(count)]
     assert (np.sum(shares, axis=0) == 1).all()
     for share in shares:
         assert not set(chunk_of_row[share]) & set(chunk_of_row[~share])
@@ -92,22 +92,22 @@ def workers_of(kind: type[Predictor], cohort: Any, out: Path, count: int) -> lis
 def test_a_divided_slide_has_the_bytes_of_a_whole_one(kind: type[Predictor], tmp_path: Path) -> None:
     cohort = cohort_of(write_slide(tmp_path / "giant.tif", pixels_of(700, 500)))
     (case,) = cohort
-    whole = MeanPredictor if kind is Fragile else kind
-    scan(whole(), BUNDLE, cohort, tmp_path / "whole", EVERYWHERE, ONE_THREAD)
+    undivided = MeanPredictor if kind is Fragile else kind
+    scan(undivided(), BUNDLE, cohort, tmp_path / "whole", EVERYWHERE, ONE_THREAD)
 
     workers = workers_of(kind, cohort, tmp_path / "divided", 2)
     folder = tmp_path / "divided/cases/giant"
     passes = 2 if kind is TwoPassPredictor else 1
     for number in range(passes):
-        outcomes = [worker.scan(0, case, Part(index, 2)) for index, worker in enumerate(workers)]
-        assert [outcome.status for outcome in outcomes] == [PART, PART]
+        outcomes = [worker.scan(0, case, Share(index, 2)) for index, worker in enumerate(workers)]
+        assert [outcome.status for outcome in outcomes] == [SHARE, SHARE]
         if number == 0:
             shares = [outcome.counters["fields_done"] for outcome in outcomes]
             assert min(shares) > 0.3 * max(shares)
-            assert len(list((folder / PARTS).iterdir())) == 2 and not (folder / "maps").exists()
-        merge_parts(CaseFolder(folder))
+            assert len(list((folder / SHARES).iterdir())) == 2 and not (folder / "maps").exists()
+        merge_shares(CaseFolder(folder))
     if kind is not Fragile:
-        assert workers[1].scan(0, case, Part(1, 2)).status == NO_PART, "every pass is complete"
+        assert workers[1].scan(0, case, Share(1, 2)).status == NO_SHARE, "every pass is complete"
     before = workers[0].progress.counters.fields_done
     assert workers[0].scan(0, case).status == "complete"
     computed = workers[0].progress.counters.fields_done - before
@@ -124,10 +124,10 @@ def test_shares_that_were_lost_are_computed_with_the_whole_case(tmp_path: Path) 
     scan(MeanPredictor(), BUNDLE, cohort, tmp_path / "whole", EVERYWHERE, ONE_THREAD)
     (worker,) = workers_of(MeanPredictor, cohort, tmp_path / "divided", 1)
     folder = tmp_path / "divided/cases/giant"
-    worker.scan(0, case, Part(0, 3))
-    worker.scan(0, case, Part(2, 3))
-    state = folder / PARTS / "0002/maps/mean/state/c"  # As if the worker was killed between two files.
+    worker.scan(0, case, Share(0, 3))
+    worker.scan(0, case, Share(2, 3))
+    state = folder / SHARES / "0002/maps/mean/state/c"  # As if the worker was killed between two files.
     shutil.rmtree(sorted(state.iterdir())[-1])
-    assert worker.scan(0, case).status == "complete" and not (folder / PARTS).exists()
+    assert worker.scan(0, case).status == "complete" and not (folder / SHARES).exists()
     worker.stop()
     assert tree(tmp_path / "divided/cases") == tree(tmp_path / "whole/cases")
