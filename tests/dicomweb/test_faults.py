@@ -16,6 +16,7 @@ from lobule.dicomweb import server as server_module
 from lobule.dicomweb.archive import store
 from lobule.dicomweb.server import TOKEN_VARIABLE, Server
 from lobule.errors import CohortError, LobuleError, NotReadable, UnknownFormat, UsageError
+from lobule.exports.store import require_storable
 from lobule.geometry import Box
 from lobule.mammograms.dicom import examine_dicom, read_dicom
 from lobule.phantoms.exams import write_exams
@@ -275,3 +276,10 @@ def test_an_object_is_stored_once_and_never_replaced(archive: Archive, tmp_path:
     with pytest.raises(LobuleError, match="refused access"):
         store(Server(archive.url), path.read_bytes(), *uids)
     assert archive.objects == {}
+
+
+@pytest.mark.parametrize("address", ["ftp://host/dicom-web", "host/dicom-web", "/a/folder"])
+def test_other_addresses_are_refused_by_every_use(address: str) -> None:
+    for use in (lambda: dicomweb(address), lambda: require_storable("dicom-seg", address)):
+        with pytest.raises(UsageError, match="not the address of a DICOMweb server"):
+            use()

@@ -18,7 +18,7 @@ from lobule.dicomweb.archive import (
     value_of,
 )
 from lobule.dicomweb.server import Server, server_of
-from lobule.errors import CohortError, LobuleError, UsageError
+from lobule.errors import CohortError, LobuleError
 
 MODALITIES = "ModalitiesInStudy"
 SLIDES, MAMMOGRAMS = "SM", "MG"
@@ -40,12 +40,9 @@ def dicomweb(url: str) -> tuple[Cohort, dict[str, str]]:
     Raises:
         CohortError: The server has no such images, or has both slides and mammograms.
         NotReadable: The server cannot be searched.
+        UsageError: The address is not that of a server, or contains a password.
     """
     address = urlsplit(url)
-    if address.scheme not in ("http", "https"):
-        raise UsageError(
-            "this is not the address of a server", subject=url, expected="https://HOST/dicom-web"
-        )
     filters = parse_qsl(address.query)
     server = server_of(address._replace(query="", fragment="").geturl().rstrip("/"))
     modality = dict(filters).get(MODALITIES)

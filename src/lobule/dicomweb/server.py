@@ -61,7 +61,15 @@ class Server:
             raise MissingExtra("dicomweb", "Reading from DICOMweb servers")
         import requests
 
-        if "@" in urlsplit(root).netloc:
+        address = urlsplit(root)
+        if address.scheme.lower() not in ("http", "https"):
+            raise UsageError(
+                "this is not the address of a DICOMweb server",
+                subject=root,
+                expected="https://HOST/dicom-web",
+                remedy="Begin the address with https:// or http://",
+            )
+        if "@" in address.netloc:
             raise UsageError(
                 "the URL of a DICOMweb server must not contain a password",
                 subject=root.rpartition("@")[2],

@@ -19,17 +19,13 @@ def require_storable(to: str, address: str) -> Server:
 
     Raises:
         ConfigError: The format is not DICOM.
-        UsageError: The address contains a password.
+        UsageError: The address is not that of a server, or contains a password.
     """
     if not to.startswith("dicom-"):
         raise ConfigError(
             f"the format {to} cannot be stored on a DICOMweb server",
             expected="a format whose name begins with dicom-",
             remedy="Remove --store",
-        )
-    if not address.lower().startswith(("http://", "https://")):
-        raise ConfigError(
-            "this is not the address of a server", subject=address, expected="https://HOST/dicom-web"
         )
     return Server(address)
 
