@@ -40,6 +40,7 @@ from lobule.methods.four_view.planning import patch_frame
 from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
+from lobule.scanning.cards import Card
 from lobule.scanning.contract import EngineSettings, Pass, ScanOptions
 from lobule.scanning.device import available_cores, replicas_for
 from lobule.scanning.open_case import OpenedCase
@@ -86,7 +87,7 @@ class Bench:
         """Runs one pass into a fresh folder and gives its store."""
         self.runs += 1
         folder = CaseFolder(self.folder / f"run{self.runs}")
-        with Pipeline(predictor.model, engine, available_cores()) as pipeline:
+        with Pipeline([Card(engine.device, predictor.model)], engine, available_cores()) as pipeline:
 
             def run(pass_: Pass) -> Any:
                 sink = open_sink(pass_, folder)

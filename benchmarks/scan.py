@@ -151,7 +151,7 @@ def compute_all(model: Any, engine: Any, key: Any, batch: Any, batches: int) -> 
     """The model on as many batches, in the replicas and threads of the pipeline, pixels in memory."""
     import torch
 
-    from lobule.scanning.pipeline import to_device
+    from lobule.scanning.cards import to_device
 
     numbers = count()
     on_gpu = engine.device.startswith("cuda")

@@ -74,7 +74,7 @@ def budget_curve(
         out: Folder of the curve.
         slides: The numbers of outlined slides.
         settings: Settings of the method.
-        device: "auto", "cpu", "cuda:0" or "mps".
+        device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         workers: Workers that sample patches; by default one per core.
         val: The split for validation during training; None for none.
         split: The split on which budgets are compared. It is not used for training.

@@ -22,6 +22,7 @@ LobuleError
 │   └── DamagedResults      a stored chunk cannot be read; its case is scanned again
 ├── BundleError             the bundle is damaged, was modified or belongs to another method
 └── ModelError              the model failed: NaN scores or an unexpected shape
+    └── DeviceLost          no device of the scan computes any more; the same command continues the scan
 """
 
 from __future__ import annotations
@@ -215,3 +216,7 @@ class BundleError(LobuleError):
 
 class ModelError(LobuleError):
     """The model failed: it produced NaN scores or an unexpected shape."""
+
+
+class DeviceLost(ModelError):
+    """No device of the scan computes any more. The same command continues the scan in a new process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ class SmallCard(TwoPassPredictor):
         return super().forward(key, batch)
 
 
+def tree_without_pieces(root: Path, pieces: int) -> dict[str, bytes]:
+    """The files of a results folder, without the two lines that record the pieces of a batch."""
+    line = re.compile(rb',\n +"pieces": %d' % pieces)
+    files = tree(root)
+    for name in ("scan.json", "cases/one/result.json"):
+        files[name], count = line.subn(b"", files[name])
+        assert count == 1
+    return files
+
+
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
     return write_slide(tmp_path / "one.tif", pixels_of(500, 400))
@@ -65,7 +76,9 @@ def test_batches_are_halved_until_they_fit(
     scan(TwoPassPredictor(), BUNDLE, cohort_of(slide), tmp_path / "large", EVERYWHERE, MACHINE)
     assert dict(report.counts) == {"complete": 1}
     # This model computes each field alone, so that the pieces give the same bytes as the batch.
-    assert tree(tmp_path / "small") == tree(tmp_path / "large")
+    pieces = {6: 2, 2: 4, 1: 8}[room]
+    assert open_results(tmp_path / "small").settings["engine"]["pieces"] == pieces
+    assert tree_without_pieces(tmp_path / "small", pieces) == tree(tmp_path / "large")
     halvings = {6: 1, 2: 2, 1: 3}[room]  # 7 fields in 2, 4 or 7 pieces
     assert report.counters.batch_halvings == halvings
     assert read_runs(tmp_path / "small")[0].data["batch_halvings"] == halvings

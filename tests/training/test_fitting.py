@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.training import training_log
 from lobule.training.checkpoint import STATE, read_checkpoint
+from lobule.training.distributed import Ranks
 from lobule.training.fitting import FitOptions, FitReport, Group, TrainMachine, fit
 
 OPTIONS = FitOptions(steps=12, evaluate_every=4, checkpoint_every=3, log_every=2, patience=1, stop_after=9)
@@ -347,6 +348,16 @@ def test_a_gpu_that_does_not_exist_is_refused_and_not_replaced_by_the_cpu() -> N
     with pytest.raises(ConfigError, match="the device 'cuda' cannot be used"):
         TrainMachine(device="cuda").resolved()
     assert TrainMachine(device="auto").resolved().device != "cuda"
+
+
+def test_scans_of_a_training_use_all_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first card trains. Each process of a distributed training scans with its own card only."""
+    monkeypatch.setattr("lobule.training.machine.choose_device", lambda name: name)
+    machine = TrainMachine(device="cuda:2,cuda:0", precision="float32").resolved()
+    assert (machine.device, machine.scan_devices) == ("cuda:2", "cuda:2,cuda:0")
+    assert TrainMachine(device="auto", precision="float32").resolved().scan_devices == "auto"
+    ranks = Ranks(count=2)
+    assert TrainMachine(device="auto", precision="float32").resolved(ranks).scan_devices == ""
 
 
 def test_training_on_the_cpu_keeps_freed_memory_for_the_next_step(

@@ -81,7 +81,7 @@ def extract_features(
         keep_encoder: Store the weights with the features, so that a bundle trained on them can scan slides.
         fresh: Delete existing features in `out` first.
         retry_failed: Try failed cases and tiles again.
-        device: "auto", "cpu", "cuda:0" or "mps".
+        device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         runtime: Library that computes the encoder on a CPU, as for `scan`.
         precision: "auto" measures the fastest choice once per machine and encoder, and stores it.
         memory_layout: Memory layout of the encoder; "auto" works as for `precision`.

@@ -56,7 +56,7 @@ def train(
             without validation.
         seed: Seed of the weights, the sampling and the augmentation.
         fresh: Delete an existing training in `out` first.
-        device: "auto", "cpu", "cuda:0" or "mps".
+        device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         precision: "auto" uses bfloat16 on a GPU that supports it.
         workers: Workers that sample patches; by default one per core.
         processes: Use processes instead of threads as workers.
@@ -154,7 +154,7 @@ def scan(
         workers: Number of workers on Ray; by default one per GPU, or one per machine without GPUs.
         worker_cpus: CPU cores of a worker on Ray; by default all cores, divided by the number of workers.
         trust: Allow a TorchScript bundle, which can run code.
-        device: "auto", "cpu", "cuda:0" or "mps".
+        device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         runtime: Library that computes the networks on a CPU. "auto" measures torch and, if the extra
             `openvino` is installed, OpenVINO once per machine and model, and stores the faster one.
         precision: "auto" measures the fastest choice once per machine and model, and stores it. "int8" needs

@@ -88,7 +88,9 @@ def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 slide_mpp_option = mpp_option("--slide-mpp", "µm/px of slides that do not state it.")
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda:0, mps.")
+device_option = click.option(
+    "--device", default="auto", help="auto, cpu, mps, cuda:0, or several GPUs for a scan: cuda:0,cuda:2."
+)
 max_ram_option = click.option(
     "--max-ram",
     default="2GiB",

@@ -15,6 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
+from lobule.scanning.cards import Cards
 from lobule.scanning.case_shares import Share
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
@@ -25,7 +26,7 @@ from lobule.scanning.tissue_fields import first_fields
 
 COUNTS = (
     "fields_done", "fields_planned", "pixels_done", "rows_done", "tiles_decoded",
-    "reading_s", "model_s", "writing_s", "starved_s", "blocked_s", "batch_halvings",
+    "reading_s", "model_s", "writing_s", "starved_s", "blocked_s", "batch_halvings", "lost_devices",
 )  # fmt: skip
 """The counters that a worker reports."""
 SHARE, NO_SHARE = "share", "no share"
@@ -108,14 +109,16 @@ class CaseWorker:
         self._stack.enter_context(lock_worker(Path(job.out)))
         predictor, results, self.progress = job.source.load(), Results(Path(job.out)), Progress()
         machine = job.machine
+        cards = Cards(predictor.model)
         engine = choose_engine(
-            predictor.model, results, job.options, machine, self.progress, job.int8_folder,
+            cards, results, job.options, machine, self.progress, job.int8_folder,
             lambda engine: first_fields(predictor, job.cohort, job.options, engine),
         )  # fmt: skip
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
-            predictor, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
+            predictor, cards, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
             job.retry_failed, job.verify, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
+            shard=(1, 1),  # Other workers write into the folder, as other shards do.
         )  # fmt: skip
         self._runner = runner
         self._submit = self._stack.enter_context(runner.session(machine.readers or machine.usable_cores))
@@ -128,6 +131,8 @@ class CaseWorker:
             status = self.progress.finished.pop(case.id)
         else:
             status = SHARE if self._runner.submit_share(order, case, share).result() else NO_SHARE
+        if self._runner.pipeline.device_lost is not None:
+            os._exit(1)  # Only a new process can use the card again. The driver starts one for the case.
         counters = {name: getattr(self.progress.counters, name) for name in COUNTS}
         return CaseOutcome(status, self.progress.inputs.pop(case.id, None), counters)
 

@@ -90,7 +90,7 @@ def compare(
         resamples: Number of bootstrap resamples for the intervals.
         mpp: µm/px of the tiles of features.
         tile: Width of these tiles in pixels; by default that of the encoder.
-        device: "auto", "cpu", "cuda:0" or "mps".
+        device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         precision: Precision of trainings and scans.
         workers: Workers that sample patches; by default one per core.
         on_row: Receives the name of each row before it starts.

@@ -246,12 +246,29 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     return Results(root)
 
 
-def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
-    """Write the engine settings into `scan.json`. They do not change afterwards.
+def record_engine(
+    results: Results, engine: Mapping[str, Any], cards: Mapping[str, Any] | None = None
+) -> None:
+    """Write the engine settings into `scan.json`. Afterwards, only `pieces` may change.
 
     The caller must hold the lock of the folder or of its settings (`lock_settings`).
+
+    Args:
+        results: The results folder.
+        engine: The engine settings.
+        cards: The card on which they were measured, and all cards, if there are several.
     """
-    write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
+    further = {} if cards is None else {"cards": dict(cards)}
+    write_json(results.path / SCAN, {**results.settings, "engine": dict(engine), **further})
+
+
+def record_pieces(results: Results, pieces: int) -> None:
+    """Write into `scan.json` that batches are computed in so many pieces from now on.
+
+    The caller must hold the lock as for `record_engine`.
+    """
+    engine = results.settings["engine"]
+    record_engine(results, {**engine, "pieces": max(pieces, engine.get("pieces", 1))})
 
 
 def store_training_patients(results: str | Path, fingerprint: str, patients: Collection[str]) -> None:

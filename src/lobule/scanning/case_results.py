@@ -8,10 +8,19 @@ from typing import Any
 
 from lobule import __version__
 from lobule.cohort import Case
+from lobule.errors import ResultsError
 from lobule.files import flush_all, make_folder, write_json
 from lobule.results.folder import RESULT, CaseFolder
 from lobule.results.plan import fingerprints
-from lobule.results.result import FORMAT, RESEARCH_USE, Result, error_to_dict
+from lobule.results.result import (
+    COMPLETE,
+    FORMAT,
+    PARTIAL,
+    RESEARCH_USE,
+    UNSCORED,
+    Result,
+    error_to_dict,
+)
 from lobule.results.writing import map_summaries
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.open_case import OpenedCase
@@ -93,3 +102,17 @@ def without_scores(result: Result, opened: OpenedCase) -> Result:
 def write_run(folder: CaseFolder, seconds: float) -> None:
     if folder.path.is_dir():
         write_json(folder.path / "run.json", {"seconds": round(seconds, 3), "ended": time.time()})
+
+
+def correct_patient(case: Case, folder: CaseFolder) -> None:
+    """Update the patient in the result if the cohort was corrected after the case was scanned."""
+    result = folder.result
+    if result is not None and result.get("patient") != case.patient:
+        write_json(folder.path / RESULT, {**result, "patient": case.patient})
+
+
+def is_finished(folder: CaseFolder) -> bool:
+    try:
+        return folder.status in (COMPLETE, PARTIAL, UNSCORED)
+    except ResultsError:
+        return False

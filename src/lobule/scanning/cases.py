@@ -17,17 +17,21 @@ import torch
 
 from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
-from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
+from lobule.errors import CaseError, DamagedResults, DeviceLost, LobuleError, NothingToScore, ResultsError
 from lobule.files import make_folder, write_json
 from lobule.grid import cells_in_box
-from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
+from lobule.results.folder import PLAN, RESULT, CaseFolder, Results, record_pieces
+from lobule.results.locks import lock_settings
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
 from lobule.results.writing import FINDINGS, write_findings
+from lobule.scanning.cards import Cards
 from lobule.scanning.case_results import (
     NOTHING_SCORED,
     any_scored,
+    correct_patient,
     image_metadata,
+    is_finished,
     without_scores,
     write_result,
     write_run,
@@ -55,6 +59,9 @@ CASES_PER_TRIM = 20
 """Freed memory is returned to the system after this many cases. More often would cost time, because the
 following computations have to allocate it again."""
 
+DEVICE_LOST = "device_lost"
+"""Field of the result of a case that failed because no device was left. The next run continues the case."""
+
 MAX_OPEN_CASES = 2
 """Cases that are open at once: while the model finishes one, tissue detection and reading start on the
 next."""
@@ -81,6 +88,7 @@ class CaseRunner:
     """Runs cases in threads that share one pipeline."""
 
     predictor: Predictor
+    cards: Cards
     results: Results
     options: ScanOptions
     engine: EngineSettings
@@ -93,14 +101,21 @@ class CaseRunner:
     """Bytes of decoded tiles to cache, shared by the open cases."""
     memory: DecodingMemory
     """Memory for slides that are decoded whole or in very large tiles."""
+    shard: tuple[int, int] | None = None
+    """The shard of this process, if other processes write into the same folder."""
 
     def run(self, cases: Sequence[Case], readers: int) -> None:
-        """Scan the cases in this order, with a number of reading threads."""
+        """Scan the cases in this order, with a number of reading threads.
+
+        After the last device was lost, the cases that are not open yet are left for the next run.
+        """
         with self.session(readers) as submit:
             running: set[Future[None]] = set()
             for order, case in enumerate(cases):
                 while len(running) >= MAX_OPEN_CASES:
                     running = self._wait_for_any_case(running)
+                if self.pipeline.device_lost is not None:
+                    break
                 running.add(submit(order, case))
             while running:
                 running = self._wait_for_any_case(running)
@@ -111,7 +126,7 @@ class CaseRunner:
 
         At most `MAX_OPEN_CASES` are open at once; further submitted cases wait.
         """
-        self.pipeline = Pipeline(self.predictor.model, self.engine, readers)
+        self.pipeline = Pipeline(self.cards.all, self.engine, readers, self._record_pieces)
         self.pipeline.counters = self.progress.counters
         # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
         threads = (self.engine.replica_threads,)
@@ -123,6 +138,15 @@ class CaseRunner:
             except BaseException:
                 self.pipeline.stop()
                 raise
+
+    def _record_pieces(self, pieces: int) -> None:
+        """Record that batches are halved, so that results and later runs say so and compute the same."""
+        self.engine = replace(self.engine, pieces=pieces)
+        try:
+            with lock_settings(self.results.path, self.shard):
+                record_pieces(self.results, pieces)
+        except (LobuleError, OSError) as error:
+            log.warning("The halved batches cannot be recorded: %s", error)
 
     def submit_share(self, order: int, case: Case, share: Share) -> Future[bool]:
         """Submit a share of the first pass of a case that is not complete, within a session.
@@ -160,7 +184,8 @@ class CaseRunner:
                 raise Stopped from error
             log.debug("case %s failed", case.id, exc_info=True)
             status = FAILED
-            self._write_result(case, folder, FAILED, {}, error=error)
+            lost = {DEVICE_LOST: True} if isinstance(error, DeviceLost) else {}
+            self._write_result(case, folder, FAILED, lost, error=error)
         finally:
             self.progress.active.pop(case.id, None)
         self.progress.finished[case.id] = status
@@ -173,13 +198,13 @@ class CaseRunner:
         try:
             prints = fingerprints(case, full=self.verify == "full")
         except LobuleError:
-            if _is_finished(folder):  # The disk with the slides may not be mounted at the moment.
+            if is_finished(folder):  # The disk with the slides may not be mounted at the moment.
                 log.warning("Case %s: its files cannot be read now; keeping the existing result", case.id)
                 return "skipped"
             raise
         self.progress.inputs[case.id] = ", ".join(prints.values())
         if self._is_done(case, folder, prints):
-            _correct_patient(case, folder)
+            correct_patient(case, folder)
             return "skipped"
         # An unfinished or retried case continues from the maps and tables that it already has.
         for name in (RESULT, *FINDINGS):
@@ -315,7 +340,7 @@ class CaseRunner:
         """Whether the case is already done with the same input. Results of a different input are deleted."""
         plan = folder.path / PLAN
         if plan.exists() and not same_plan(plan, plan_of(case, prints)):
-            if _is_finished(folder):
+            if is_finished(folder):
                 log.warning(
                     "Case %s: its files, its µm/px or its region have changed since it was scanned; "
                     "scanning it again", case.id,
@@ -325,7 +350,7 @@ class CaseRunner:
             result = folder.result
         except ResultsError:
             return False  # The result is damaged: it is written again from the maps that exist.
-        if result is None:
+        if result is None or DEVICE_LOST in result:
             return False
         if not plan.exists():
             return (
@@ -372,17 +397,3 @@ def _within_region(pass_: Pass, case: Case) -> Pass:
         return pass_
     inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
     return replace(pass_, store=replace(spec, glass=spec.glass & inside))
-
-
-def _correct_patient(case: Case, folder: CaseFolder) -> None:
-    """Update the patient in the result if the cohort was corrected after the case was scanned."""
-    result = folder.result
-    if result is not None and result.get("patient") != case.patient:
-        write_json(folder.path / RESULT, {**result, "patient": case.patient})
-
-
-def _is_finished(folder: CaseFolder) -> bool:
-    try:
-        return folder.status in (COMPLETE, PARTIAL, UNSCORED)
-    except ResultsError:
-        return False

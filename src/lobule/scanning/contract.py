@@ -108,7 +108,7 @@ class OpenCase(Protocol):
 
 
 OPENVINO = "openvino"
-NOT_DECIDING = ("device", "replicas", "int8_folder")
+NOT_DECIDING = ("device", "devices", "replicas", "int8_folder")
 """Engine settings that do not change scores, so that a scan may be resumed with others."""
 
 
@@ -125,7 +125,11 @@ class EngineSettings:
     cells: int = 1
     """Cells per side that one field of a dense map computes."""
     replicas: int = 1
-    """Batches that the model computes at the same time."""
+    """Batches that each device computes at the same time."""
+    devices: tuple[str, ...] = ()
+    """Several CUDA cards of one scan, with `device` first; empty for one device."""
+    pieces: int = 1
+    """Pieces in which a batch is computed, because the memory of a device was exhausted once."""
     replica_threads: int = 1
     channels_last: bool = True
     int8_folder: str = ""
@@ -133,7 +137,15 @@ class EngineSettings:
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that the last bits of a score depend on. They are stored with the results."""
-        return {name: value for name, value in self.__dict__.items() if name not in NOT_DECIDING}
+        settings = {name: value for name, value in self.__dict__.items() if name not in NOT_DECIDING}
+        if self.pieces == 1:  # Results without halved batches stay as they were before there were pieces.
+            del settings["pieces"]
+        return settings
+
+    @property
+    def workers(self) -> int:
+        """The number of batches that all devices compute at the same time."""
+        return self.replicas * max(1, len(self.devices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +245,10 @@ class Batch:
 
 
 class Model(Protocol):
-    """The networks of a predictor: they choose a batch, move to a device and compute batches of fields."""
+    """The networks of a predictor: they choose a batch, move to a device and compute batches of fields.
+
+    A scan with several GPUs copies the model with `copy.deepcopy` for each of them, before it is moved.
+    """
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         """Choose the field and batch size so that the activations of a replica fit in `max_bytes`."""

@@ -37,10 +37,17 @@ def choose_device(requested: str = "auto") -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"the device '{requested}' cannot be used",
+            expected=f"auto, or one of this machine's devices: {', '.join(existing_devices())}",
             actual=str(error).splitlines()[0],
             remedy="Use --device auto or cpu, or a device that `lobule doctor` lists",
         ) from error
     return requested
+
+
+def existing_devices() -> list[str]:
+    """Return the names of the devices of this machine."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*names, "mps"] if torch.backends.mps.is_available() else names
 
 
 def replicas_for(device: str, cores: int) -> tuple[int, int]:

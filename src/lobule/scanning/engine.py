@@ -17,10 +17,11 @@ from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError
 from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, record_engine
+from lobule.scanning.cards import Cards, choose_devices, named
 from lobule.scanning.cases import Progress
 from lobule.scanning.choice import Measured, RealFields, measure, possible_forms, uses_int8
 from lobule.scanning.contract import OPENVINO, EngineSettings, Model, ScanOptions
-from lobule.scanning.device import available_cores, choose_device, max_bytes_on, replicas_for
+from lobule.scanning.device import available_cores, max_bytes_on, replicas_for
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.scanning.int8 import with_int8_sizes
 
@@ -37,6 +38,7 @@ class Machine:
     """The resources that a scan may use. They change results at most by rounding errors."""
 
     device: str = "auto"
+    """A device, several CUDA cards such as "cuda:0,cuda:2", or "auto" for every visible card."""
     precision: str = "auto"
     max_ram: int = 2 * GIB
     """Limit of the memory besides the model, in bytes; it holds for slides of any size."""
@@ -94,7 +96,7 @@ def options_to_dict(options: ScanOptions) -> dict[str, Any]:
 
 
 def choose_engine(
-    model: Model,
+    cards: Cards,
     results: Results,
     options: ScanOptions,
     machine: Machine,
@@ -102,30 +104,35 @@ def choose_engine(
     int8_folder: str = "",
     real_fields: RealFields | None = None,
 ) -> EngineSettings:
-    """Return the engine settings and move the model to the device.
+    """Return the engine settings and move the model, or its copies, to the devices.
 
     A resumed scan uses the settings in `scan.json`, except for the device and the number of replicas, which
     do not change results. A new scan chooses settings and writes them to `scan.json`.
     """
-    engine = _recorded_engine(results)
-    device = choose_device(machine.device)
+    model, engine = cards.model, _recorded_engine(results)
     if engine is not None and engine.runtime == OPENVINO:
-        device = _require_recorded_runtime(engine, machine, int8_folder, results.path)
+        devices: tuple[str, ...] = (_require_recorded_runtime(engine, machine, int8_folder, results.path),)
+    else:
+        devices = choose_devices(machine.device)
+    devices = cards.copy_model(devices)
+    device, several = devices[0], devices if len(devices) > 1 else ()
     if device == "cpu":
         keep_freed_memory()
     replicas, threads = replicas_for(device, machine.usable_cores)
     replicas = machine.replicas or replicas
     if engine is not None:
-        engine = replace(engine, device=device, replicas=replicas, int8_folder=int8_folder)
+        engine = replace(engine, device=device, devices=several, replicas=replicas, int8_folder=int8_folder)
         _warn_about_fixed_settings(engine, machine, results.path)
         _warn_about_lower_memory(machine, results.path)
         model.move_to_device(engine, options)
+        cards.move_copies(engine, options)
         progress.precision = f"{engine.runtime} {engine.precision}, as recorded in {SCAN}"
         return engine
     engine = EngineSettings(
-        device=device, replicas=replicas, replica_threads=threads, int8_folder=int8_folder
+        device=device, devices=several, replicas=replicas, replica_threads=threads, int8_folder=int8_folder
     )
-    max_bytes = max_bytes_on(device, int(machine.max_ram * MODEL_SHARE)) // replicas
+    host_bytes = int(machine.max_ram * MODEL_SHARE)
+    max_bytes = min(max_bytes_on(each, host_bytes) for each in devices) // replicas
     engine = model.choose_batch(engine, max_bytes, options)
     engine = replace(engine, cells=machine.cells or engine.cells, batch=machine.batch or engine.batch)
     if uses_int8(engine, machine.precision, machine.runtime):
@@ -140,6 +147,7 @@ def choose_engine(
                 raise
             engine = replace(engine, batch=engine.batch // 2)
             log.warning("The memory of %s is exhausted: trying batches of %d", device, engine.batch)
+    cards.move_copies(engine, options)
     log.info("precision %s", measured.sentence())
     progress.precision = measured.sentence()
     run = {
@@ -148,12 +156,14 @@ def choose_engine(
         "processor": processor_model(),
         "cores": machine.usable_cores,
         "device": device,
+        **({"devices": several} if several else {}),
         "replicas": replicas,
         "max_ram": machine.max_ram,
         "began": time.time(),
     }
     write_json(results.path / RUN, run)
-    record_engine(results, engine.deciding())
+    names = {"measured": named(device), "all": [named(each) for each in several]} if several else None
+    record_engine(results, engine.deciding(), names)
     return engine
 
 

@@ -21,6 +21,8 @@ class LoadedBatch:
     params: Mapping[str, NDArray[np.generic]]
     failures: Mapping[int, str]
     """For rows of the pass whose field could not be read, the cause."""
+    repeated: bool = False
+    """Whether the batch is computed once more, because a device failed while it computed it."""
 
     def without_padding(self) -> LoadedBatch:
         """Return the slots that are fields of the pass."""

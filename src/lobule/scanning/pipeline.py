@@ -11,16 +11,18 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lobule.errors import LobuleError, ModelError
-from lobule.scanning.contract import Batch, EngineSettings, Model, Pass, PixelSource
+from lobule.errors import DeviceLost, LobuleError, ModelError
+from lobule.scanning.cards import Card, is_device_error, is_out_of_memory, new_stream, responds
+from lobule.scanning.contract import EngineSettings, Pass, PixelSource
 from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
 from lobule.scanning.stores import Sink
 
@@ -53,6 +55,8 @@ class Counters:
     """Seconds that readers waited for the model."""
     batch_halvings: int = 0
     """How often batches were halved because the memory of the device was exhausted."""
+    lost_devices: int = 0
+    """How many devices failed and were left out."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, **amounts: float) -> None:
@@ -100,23 +104,47 @@ class PassRun:
 class Pipeline:
     """Runs passes. Several threads may call `run_pass` at the same time."""
 
-    def __init__(self, model: Model, engine: EngineSettings, readers: int) -> None:
-        self.model, self.engine = model, engine
+    def __init__(
+        self,
+        cards: Sequence[Card],
+        engine: EngineSettings,
+        readers: int,
+        on_halved: Callable[[int], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            cards: The devices, each with its model. All of them compute batches of the same size.
+            engine: The engine settings.
+            readers: Number of reading threads.
+            on_halved: Called with the number of pieces of a batch when it has doubled.
+        """
+        self.cards, self.engine = list(cards), engine
         self.counters = Counters()
+        self.device_lost: DeviceLost | None = None
+        """The error of every pass after the last device was lost."""
         self._runs: list[PassRun] = []
         self._work = threading.Condition()
         self._stop = threading.Event()
-        self._ready: queue.Queue[tuple[PassRun, LoadedBatch] | None] = queue.Queue(engine.replicas + 1)
+        replicas = engine.replicas * len(self.cards)
+        self._ready: queue.Queue[tuple[PassRun, LoadedBatch]] = queue.Queue(replicas + 1)
+        self._repeated: deque[tuple[PassRun, LoadedBatch]] = deque()
+        """Batches of devices that failed. They are computed before those in `_ready`."""
         self._computed: queue.Queue[tuple[PassRun, LoadedBatch, Mapping[str, Any]] | None] = queue.Queue(
-            2 * engine.replicas + 2
+            2 * replicas + 2
         )
-        self._chunks = 1
+        self._chunks, self._on_halved, self._halving = engine.pieces, on_halved, threading.Lock()
         """Number of pieces in which a batch is computed; it doubles when memory is exhausted."""
         self._threads = [
             threading.Thread(target=self._read, name=f"read-{i}", daemon=True) for i in range(readers)
         ]
         self._threads += [
-            threading.Thread(target=self._compute, name=f"replica-{i}", daemon=True)
+            threading.Thread(
+                target=self._compute,
+                args=(card, new_stream(card.device)),
+                name=f"replica-{number}-{i}",
+                daemon=True,
+            )
+            for number, card in enumerate(self.cards)
             for i in range(engine.replicas)
         ]
         self._threads.append(threading.Thread(target=self._write, name="write", daemon=True))
@@ -150,6 +178,8 @@ class Pipeline:
         with self._work:
             if self._stop.is_set():
                 raise Stopped
+            if self.device_lost is not None:
+                raise self.device_lost
             self._runs.append(run)
             self._runs.sort(key=lambda other: other.order)
             self._work.notify_all()
@@ -196,78 +226,114 @@ class Pipeline:
                 return
             self.counters.add(blocked_s=time.perf_counter() - waited)
 
-    def _compute(self) -> None:
+    def _compute(self, card: Card, stream: Any) -> None:
         torch.set_num_threads(self.engine.replica_threads)
-        stream: Any = None
-        if self.engine.device.startswith("cuda"):
-            stream = torch.cuda.Stream(self.engine.device)
-            torch.cuda.synchronize(self.engine.device)  # Another stream moved the weights to the device.
         while True:
             waited = time.perf_counter()
-            item = self._take(self._ready)
+            item = self._next_batch(card)
             if item is None:
                 return
             run, batch = item
             began = time.perf_counter()
             self.counters.add(starved_s=began - waited)
             try:
-                outputs = self._forward(run, batch, stream)
+                outputs = self._forward(card, run, batch, stream)
             except LobuleError as error:
                 self._fail(run, error)
                 continue
             except Exception as error:  # Any error of the model fails only its case.
-                problem = f"the model failed in pass '{run.pass_.name}'"
-                self._fail(run, ModelError(problem, actual=f"{type(error).__name__}: {error}"))
+                if not (is_device_error(error) and self._repeat(card, run, batch, error)):
+                    problem = f"the model failed in pass '{run.pass_.name}'"
+                    self._fail(run, ModelError(problem, actual=f"{type(error).__name__}: {error}"))
                 continue
             self.counters.add(model_s=time.perf_counter() - began)
             if not self._hand(self._computed, (run, batch, outputs)):
                 return
 
-    def _forward(self, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
+    def _next_batch(self, card: Card) -> tuple[PassRun, LoadedBatch] | None:
+        """Wait for a batch. Return None when the pipeline stops or the card was lost."""
+        while not self._stop.is_set() and not card.is_lost():
+            with suppress(IndexError):
+                return self._repeated.popleft()
+            try:
+                item = self._ready.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if not card.is_lost():
+                return item
+            self._repeated.append(item)  # The card was lost while this replica of it waited.
+        return None
+
+    def _repeat(self, card: Card, run: PassRun, batch: LoadedBatch, error: Exception) -> bool:
+        """Let a batch be computed once more after its device failed; leave out a device that is lost.
+
+        Returns:
+            Whether the batch is computed once more. A batch that fails twice may itself be the cause.
+        """
+        if not card.is_lost() and not responds(card.device):
+            self._leave_out(card, error)
+        if batch.repeated or self.device_lost is not None:
+            return False
+        self._repeated.append((run, replace(batch, repeated=True)))
+        return True
+
+    def _leave_out(self, card: Card, error: Exception) -> None:
+        """Compute without a card that was lost. Without any card left, every case fails."""
+        with self._work:
+            if card.is_lost():  # Its other replica was faster.
+                return
+            card.error = str(error).splitlines()[0]
+            for other in self.cards:
+                other.pins_memory = False  # The driver may still use pinned memory for the lost card.
+            left = sum(not other.is_lost() for other in self.cards)
+            if left == 0:
+                self.device_lost = DeviceLost(
+                    "no device of the scan computes any more",
+                    subject=card.name,
+                    actual=card.error,
+                    remedy="Run the same command again; it continues the scan",
+                )
+                for run in self._runs:
+                    run.fail(self.device_lost)
+        self.counters.add(lost_devices=1)
+        log.warning("%s is lost and left out (%s); devices left: %d", card.name, card.error, left)
+
+    def _forward(self, card: Card, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
         """Compute a batch, in smaller pieces if the memory of the device does not suffice."""
         if run.error is not None or len(batch.pixels) == 0:
             return {}
         while True:
             chunks = min(self._chunks, len(batch.pixels))
             try:
-                outputs = [self._forward_chunk(run, chunk, stream) for chunk in batch.split(chunks)]
+                outputs = [card.compute(run.pass_.key, chunk, stream) for chunk in batch.split(chunks)]
                 break
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if chunks == len(batch.pixels):
                     raise ModelError(
                         "the memory of the device is exhausted by a single field",
                         actual=str(error).splitlines()[0],
                         remedy="Close other programs that use the device, or use --device cpu",
                     ) from error
-                self._halve_batches(chunks)
+                self._halve_batches(card, chunks)
         if len(outputs) == 1:
             return outputs[0]
         return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
-    def _halve_batches(self, chunks: int) -> None:
-        with self._work:
+    def _halve_batches(self, card: Card, chunks: int) -> None:
+        """Double the pieces of a batch, on every card: no result may depend on the card of a field."""
+        with self._halving:
             if self._chunks > chunks:  # Another replica has already halved them.
                 return
             self._chunks = 2 * chunks
+            if self._on_halved is not None:
+                self._on_halved(self._chunks)
         self.counters.add(batch_halvings=1)
-        if self.engine.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        log.warning(
-            "The memory of %s is exhausted: batches are computed in %d pieces", self.engine.device, 2 * chunks
-        )
-
-    def _forward_chunk(self, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
-        with torch.inference_mode():
-            if stream is None:
-                outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
-                return {name: _stored(tensor).cpu().numpy() for name, tensor in outputs.items()}
-            with torch.cuda.stream(stream):
-                outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
-                host = {
-                    name: _stored(tensor).to("cpu", non_blocking=True) for name, tensor in outputs.items()
-                }
-                stream.synchronize()
-                return {name: tensor.numpy() for name, tensor in host.items()}
+        if card.device.startswith("cuda"):
+            with suppress(RuntimeError):  # It also frees memory of cards that may be lost.
+                torch.cuda.empty_cache()
+        log.warning("The memory of %s is exhausted: batches are computed in %d pieces", card.name, 2 * chunks)
 
     def _write(self) -> None:
         while (item := self._take(self._computed)) is not None:
@@ -316,23 +382,3 @@ class Pipeline:
             except queue.Empty:
                 continue
         return None
-
-
-COMPACT = (torch.int8, torch.float16)
-"""Formats in which a model may return columns of a table to store them in less space than float32."""
-
-
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype in COMPACT else tensor.float()
-
-
-def to_device(batch: LoadedBatch, device: str) -> Batch:
-    """Return a batch as tensors on the device. On a GPU, pinned memory lets the copy overlap computation."""
-
-    def move(array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if device.startswith("cuda"):
-            return tensor.pin_memory().to(device, non_blocking=True)
-        return tensor.to(device)
-
-    return Batch(move(batch.pixels), {name: move(values) for name, values in batch.params.items()})

@@ -18,6 +18,7 @@ from lobule.results.folder import begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
+from lobule.scanning.cards import Cards
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
@@ -123,8 +124,9 @@ def scan(
             results = begin_results(out, settings, fresh=fresh)
             if repeat is not None and "engine" not in results.settings:
                 record_engine(results, repeat.data.get("engine") or {})
+            cards = Cards(predictor.model)
             engine = choose_engine(
-                predictor.model, results, options, machine, progress, str(int8_folder or ""),
+                cards, results, options, machine, progress, str(int8_folder or ""),
                 lambda engine: first_fields(predictor, all_cases, options, engine),
             )  # fmt: skip
             work = {} if shard is None else work_of(all_cases, results.path, options, machine.usable_cores)
@@ -133,8 +135,8 @@ def scan(
         readers = machine.readers or machine.usable_cores
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
-            predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify,
-            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
+            predictor, cards, results, options, engine, bundle, cohort, progress, retry_failed, verify,
+            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram), shard,
         )  # fmt: skip
         metadata = run_metadata(
             results.settings, engine, all_cases, cohort.path, shard, origin or {}, machine.max_ram

@@ -8,10 +8,10 @@ from contextlib import closing
 from typing import Any
 
 from lobule.cohort import Case
+from lobule.scanning.cards import to_device
 from lobule.scanning.contract import Batch, EngineSettings, Predictor, ScanOptions
 from lobule.scanning.loader import batches_of, load_batch
 from lobule.scanning.open_case import OpenedCase
-from lobule.scanning.pipeline import to_device
 
 log = logging.getLogger("lobule.scan")
 

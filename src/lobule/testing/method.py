@@ -24,6 +24,7 @@ A method that is not in `METHODS` also overrides `load`.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -279,6 +280,23 @@ class MethodConformance:
             assert outputs.keys() == runs[0].keys()
             assert all(torch.equal(outputs[name], runs[0][name]) for name in outputs)
         assert all(values.device.type == "cpu" for values in runs[0].values())
+
+    def test_copies_of_the_model_compute_the_same(self, bundle: Bundle, finished: FinishedScan) -> None:
+        """Each further card of a scan has a copy of the model, which shares nothing that a card changes."""
+        model, engine = self.load(bundle).model, finished.engine
+        copied, elsewhere = copy.deepcopy(model), copy.deepcopy(model)
+        model.move_to_device(engine, self.options)
+        key, batch = model.sample_batch(engine, self.options)
+        copied.move_to_device(engine, self.options)
+        with torch.inference_mode():
+            expected = model.forward(key, batch)
+            computed = copied.forward(key, batch)
+            if engine.runtime == "torch":  # This device has no values: whatever the copy shares is lost.
+                elsewhere.move_to_device(replace(engine, device="meta"), self.options)
+            again = model.forward(key, batch)
+        for outputs in (computed, again):
+            assert outputs.keys() == expected.keys()
+            assert all(torch.equal(outputs[name], expected[name]) for name in outputs)
 
 
 def _assert_same_pass(first: Pass, second: Pass) -> None:

@@ -149,7 +149,8 @@ class TrainingJob:
     def scan_machine(self, readers: int | None = None) -> Machine:
         """Return the resources for scans during the training."""
         machine = self.machine
-        return Machine(machine.device, machine.precision, machine.max_ram, readers, channels_last=True)
+        devices = machine.scan_devices or machine.device
+        return Machine(devices, machine.precision, machine.max_ram, readers, channels_last=True)
 
     def scan_with(self, predictor: P, method: str, fingerprint: str, folder: str) -> TrainingScan[P]:
         """Return a scan with a model, whose results are in a subfolder of the training."""

@@ -19,6 +19,7 @@ class TrainMachine:
     """The hardware and memory that a training may use."""
 
     device: str = "auto"
+    """A device, or several CUDA cards, of which the first trains. With "auto", that is the first card."""
     precision: str = "auto"
     """float32 or bfloat16; "auto" is bfloat16 on a GPU that supports it."""
     workers: int | None = None
@@ -30,6 +31,8 @@ class TrainMachine:
     replicas: int | None = None
     """Number of micro-batches that a CPU computes in parallel; None uses one per core if the batch is large
     enough."""
+    scan_devices: str = ""
+    """Devices of the scans during the training, in the form of `Machine.device`; empty for `device`."""
 
     def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
         """Return a copy in which "auto" and None are replaced by values for this process.
@@ -37,9 +40,11 @@ class TrainMachine:
         The processes of a machine share its cores, and each uses its own GPU.
         """
         ranks = ranks or Ranks()
+        scan_devices = self.scan_devices or (self.device if ranks.count == 1 else "")
+        first = self.device.split(",")[0].strip()
         auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
-        is_any_gpu = self.device == "cuda" and torch.cuda.is_available()
-        device = choose_device(auto_device if self.device == "auto" or is_any_gpu else self.device)
+        is_any_gpu = first == "cuda" and torch.cuda.is_available()
+        device = choose_device(auto_device if first == "auto" or is_any_gpu else first)
         has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         auto_precision = "bfloat16" if has_bfloat16 else "float32"
         precision = auto_precision if self.precision == "auto" else self.precision
@@ -48,7 +53,12 @@ class TrainMachine:
         cores = max(1, available_cores() // max(1, ranks.local_count))
         replicas = self.replicas or (cores if device == "cpu" else 1)
         return replace(
-            self, device=device, precision=precision, workers=self.workers or cores, replicas=replicas
+            self,
+            device=device,
+            scan_devices=scan_devices,
+            precision=precision,
+            workers=self.workers or cores,
+            replicas=replicas,
         )
 
     def replicas_for(self, batch: int) -> int:

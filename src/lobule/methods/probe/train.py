@@ -48,7 +48,7 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     encoder = _encoder(config, folder)
     model = ProbeModel(config, encoder, nn.Identity())
     with training_job(config, cohort, out, **options) as job:
-        engine = EngineSettings(job.machine.precision, job.machine.device)
+        engine = EngineSettings(job.machine.precision, device=job.machine.device)
         model.move_to_device(engine, ScanOptions())
         pool, val_pool = train_pool(job), validation_pool(job)
         job.begin_stage("computing tokens")
