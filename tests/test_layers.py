@@ -17,9 +17,9 @@ SOURCE = Path(lobule.__file__).parent
 ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
-    ["dicomweb", "object_stores", "files", "hdf5", "pickles", "fingerprints", "cohort", "slides",
-     "mammograms", "annotations", "phantoms", "bundles", "imagenet", "encoders", "results", "reviews",
-     "features", "layouts", "audit"],
+    ["dicomweb", "object_stores", "object_folder", "files", "hdf5", "pickles", "fingerprints", "cohort",
+     "slides", "mammograms", "annotations", "phantoms", "bundles", "imagenet", "encoders", "results",
+     "reviews", "features", "layouts", "audit"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
@@ -58,7 +58,7 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
         "exports/dicom_gsps.py",
     },
     "h5py": {"features/hdf5.py", "hdf5.py"},
-    "obstore": {"object_stores.py"},
+    "obstore": {"object_stores.py", "object_folder.py"},
     "requests": {"dicomweb/server.py"},
     "ray": {"cluster/session.py"},
 }

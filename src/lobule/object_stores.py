@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from lobule.dicomweb import is_dicomweb_url
-from lobule.errors import NotReadable
+from lobule.errors import LobuleError, NotReadable, ResultsError
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "abfs", "abfss", "http", "https")
 ATTEMPTS = 4
@@ -44,7 +44,8 @@ def is_object_url(url: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _store(root: str) -> Any:
+def store_of(root: str) -> Any:
+    """Return the store of a bucket, a container or a server."""
     import obstore.store
 
     pauses: Any = {
@@ -69,7 +70,7 @@ def urls_under(prefix: str) -> dict[str, str]:
     pieces = urlsplit(prefix)
     root, folder = f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
     try:
-        paths = [item["path"] for batch in obstore.list(_store(root), folder) for item in batch]
+        paths = [item["path"] for batch in obstore.list(store_of(root), folder) for item in batch]
     except (OSError, BaseError) as error:
         raise NotReadable(
             f"the objects cannot be listed: {_short(error)}",
@@ -96,7 +97,7 @@ class ObjectRanges:
         self._root, self._path = f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
         self.requests = self.bytes_read = 0
         self._lock = threading.Lock()
-        metadata = self._repeated(lambda: obstore.head(_store(self._root), self._path))
+        metadata = self._repeated(lambda: obstore.head(store_of(self._root), self._path))
         self.size: int = metadata["size"]
         self.version: str | None = metadata.get("e_tag") or None
         """The version of the object that the store states, or None."""
@@ -116,7 +117,7 @@ class ObjectRanges:
             options["if_match"] = self.version
 
         def attempt() -> bytes:
-            answer = obstore.get(_store(self._root), self._path, options=options)  # type: ignore[arg-type]
+            answer = obstore.get(store_of(self._root), self._path, options=options)  # type: ignore[arg-type]
             self._require_version(answer.meta)
             data = bytes(answer.bytes())
             with self._lock:
@@ -139,29 +140,14 @@ class ObjectRanges:
         )
 
     def _repeated(self, attempt: Callable[[], T]) -> T:
-        """Call a function until it succeeds, or raise its error as `NotReadable`."""
         from obstore import exceptions
 
-        for number in range(1, ATTEMPTS + 1):
-            problem: Exception
-            try:
-                return attempt()
-            except (FileNotFoundError, exceptions.NotFoundError) as error:
-                raise NotReadable(
-                    "there is no such object", subject=self.url, remedy="Check the URL"
-                ) from error
-            except exceptions.PreconditionError as error:
-                raise self._changed() from error
-            except exceptions.NotSupportedError as error:
-                raise self._without_ranges() from error
-            except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-                problem = self._refused(error)
-            except (OSError, exceptions.BaseError) as error:
-                problem = self._failed(error)
-            if number < ATTEMPTS:
-                _store.cache_clear()  # A new store reads the credentials again, which may have expired.
-                time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
-        raise problem
+        try:
+            return repeated(attempt, self.url)
+        except exceptions.PreconditionError as error:
+            raise self._changed() from error
+        except exceptions.NotSupportedError as error:
+            raise self._without_ranges() from error
 
     def _without_ranges(self) -> RangesNotSupported:
         return RangesNotSupported(
@@ -170,19 +156,55 @@ class ObjectRanges:
             remedy="Download the file, or put it on a server that supports them",
         )
 
-    def _refused(self, error: Exception) -> NotReadable:
-        return NotReadable(
-            f"the store refused the credentials: {_short(error)}",
-            subject=self.url,
-            remedy="Renew them, and set the environment variables of the store, such as AWS_ACCESS_KEY_ID",
-        )
 
-    def _failed(self, error: Exception) -> NotReadable:
-        return NotReadable(
-            f"{ATTEMPTS} attempts to read the object failed: {_short(error)}",
-            subject=self.url,
-            remedy="Check the server and the network, then try again",
-        )
+def repeated(attempt: Callable[[], T], url: str, is_writing: bool = False) -> T:
+    """Call a function until it succeeds, with increasing pauses.
+
+    Conditions of a request that are not met, and requests that a store does not support, are raised as they
+    are.
+
+    Args:
+        attempt: Sends a request.
+        url: The object, for messages.
+        is_writing: Whether the request writes.
+
+    Raises:
+        NotReadable: The object does not exist, or cannot be read.
+        ResultsError: The object cannot be written.
+    """
+    from obstore import exceptions
+
+    kind = ResultsError if is_writing else NotReadable
+    for number in range(1, ATTEMPTS + 1):
+        problem: LobuleError
+        try:
+            return attempt()
+        except (FileNotFoundError, exceptions.NotFoundError) as error:
+            thing = "bucket or container" if is_writing else "object"
+            raise kind(f"there is no such {thing}", subject=url, remedy="Check the URL") from error
+        except (
+            exceptions.PreconditionError,
+            exceptions.AlreadyExistsError,
+            exceptions.NotSupportedError,
+        ):
+            raise
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+            problem = kind(
+                f"the store refused the credentials: {_short(error)}",
+                subject=url,
+                remedy="Renew them, and set the variables of the store, such as AWS_ACCESS_KEY_ID",
+            )
+        except (OSError, exceptions.BaseError) as error:
+            verb = "write" if is_writing else "read"
+            problem = kind(
+                f"{ATTEMPTS} attempts to {verb} the object failed: {_short(error)}",
+                subject=url,
+                remedy="Check the server and the network, then try again",
+            )
+        if number < ATTEMPTS:
+            store_of.cache_clear()  # A new store reads the credentials again, which may have expired.
+            time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
+    raise problem
 
 
 def _short(error: Exception) -> str:

@@ -7,11 +7,12 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
+from xml.sax.saxutils import escape, unescape
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Objects:
     ignores_ranges: bool = False
     requests: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)
     """Method, path and range of each request that was answered with data."""
+    puts: list[str] = field(default_factory=list)
+    """Path of each request that writes an object, also of refused ones."""
+    before_put: Callable[[str, int], None] | None = None
+    """Called with the path and the number of each request that writes an object, before it is answered."""
     most_at_once: int = 0
     url: str = ""
     _random: random.Random = field(default_factory=lambda: random.Random(3))
@@ -44,6 +49,10 @@ class Objects:
     def fault(self) -> str | None:
         with self._lock:
             return self._random.choice(self.faults) if self._random.random() < self.failing_share else None
+
+
+def _version(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
 
 
 def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
@@ -66,6 +75,49 @@ def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
                 with objects._lock:
                     objects._at_once -= 1
 
+        def do_PUT(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            path = unquote(urlsplit(self.path).path)
+            with objects._lock:
+                objects.puts.append(path)
+                number = len(objects.puts)
+            if objects.before_put is not None:
+                objects.before_put(path, number)
+            fault = objects.fault()
+            if fault is not None:
+                return self._refuse(int(fault) if fault.isdecimal() else 503)
+            if path in objects.refused:
+                return self._refuse(403)
+            with objects._lock:
+                current = objects.data.get(path)
+                is_new = self.headers.get("If-None-Match") == "*"
+                match = self.headers.get("If-Match")
+                if (is_new and current is not None) or (match and match != _version(current or b"")):
+                    return self._refuse(412)
+                objects.data[path] = data
+            self.send_response(200)
+            self.send_header("ETag", _version(data))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+
+        def do_POST(self) -> None:
+            """Delete several objects of a bucket, as S3 does."""
+            names = re.findall(
+                r"<Key>(.*?)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode()
+            )
+            with objects._lock:
+                for name in map(unescape, names):
+                    objects.data.pop(f"{urlsplit(self.path).path}/{name}", None)
+            items = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
+            self._send_text(f"<DeleteResult>{items}</DeleteResult>")
+
+        def _send_text(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
         def _refuse(self, status: int) -> None:
             self.send_response(status)
             self.send_header("Content-Length", "0")
@@ -73,17 +125,16 @@ def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
 
         def _list(self, bucket: str, prefix: str) -> None:
             """Answer a request of S3 for the names that start with a prefix."""
-            names = {path.removeprefix(f"{bucket}/"): data for path, data in objects.data.items()}
+            with objects._lock:
+                stored = dict(objects.data)
+            names = {path.removeprefix(f"{bucket}/"): data for path, data in stored.items()}
             items = "".join(
-                f"<Contents><Key>{name}</Key><Size>{len(data)}</Size><ETag>x</ETag>"
+                f"<Contents><Key>{escape(name)}</Key><Size>{len(data)}</Size>"
+                f"<ETag>{escape(_version(data))}</ETag>"
                 "<LastModified>2026-11-28T10:00:00.000Z</LastModified></Contents>"
                 for name, data in names.items() if name.startswith(prefix)
             )  # fmt: skip
-            body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self._send_text(f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>")
 
         def _answer(self, with_body: bool) -> None:
             address = urlsplit(self.path)
@@ -101,7 +152,7 @@ def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
             if path not in objects.data:
                 return self._refuse(404)
             data = objects.data[path]
-            version = f'{"W/" if objects.weak_versions else ""}"{hashlib.md5(data).hexdigest()}"'
+            version = f"{'W/' if objects.weak_versions else ''}{_version(data)}"
             match = self.headers.get("If-Match", version)
             if match != version or (objects.weak_versions and "If-Match" in self.headers):
                 return self._refuse(412)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(find_spec("obstore") is None, reason="obstore is
 def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
     monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(object_stores, "FIRST_PAUSE_S", 0.001)
-    object_stores._store.cache_clear()
+    object_stores.store_of.cache_clear()
     with serve(Objects()) as served:
         for name in ("a", "b", "c"):
             served.data[f"/bucket/{name}.xyz"] = np.random.default_rng(ord(name)).bytes(1000)

@@ -116,7 +116,7 @@ def slide(tmp_path: Path, objects: Objects) -> Path:
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_stores, "FIRST_PAUSE_S", 0.001)
-    object_stores._store.cache_clear()
+    object_stores.store_of.cache_clear()
 
 
 def urls(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

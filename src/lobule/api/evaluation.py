@@ -51,7 +51,7 @@ def evaluate(
     """Evaluate results on a labelled cohort.
 
     Args:
-        results: A results folder, or None if a submission is evaluated.
+        results: A results folder or its URL, or None if a submission is evaluated.
         cohort: A cohort or the path of its manifest. Only a submission with the option `masks` needs none.
         submission: Files or folders in the official forms of Camelyon16, instead of `results`.
         against: Another results folder or submission to compare with on the same cases.
@@ -98,6 +98,10 @@ def evaluate(
     from lobule.evaluation.plots import need_plots
     from lobule.evaluation.reviewers import open_review_source
     from lobule.evaluation.sources import open_results_source
+    from lobule.files import is_url
+    from lobule.results import local_results
+    from lobule.results.map_check import FILE as MAP_CHECK
+    from lobule.results.store_copies import store_back
 
     evaluation_options = Options(
         by=as_tuple("by", by),
@@ -125,6 +129,9 @@ def evaluate(
     )
     if out is not None and plots:
         need_plots()
+    url = results
+    results = None if results is None else local_results(results)
+    against = against if against is None else local_results(against)
     submitted = [submission] if isinstance(submission, str | Path) else list(submission)
     if reviewer is not None and (submitted or findings != "stored"):
         raise UsageError("a reviewer is evaluated on the stored findings of results")
@@ -149,11 +156,12 @@ def evaluate(
     evaluation = evaluate_source(source, cohort, evaluation_options, against=other, bundle=bundle)
     if out is not None:
         evaluation.write(out, plots=plots)
-    _store_map_check(source, evaluation, split)
+    if _store_map_check(source, evaluation, split) and is_url(str(url)) and results is not None:
+        store_back(str(url), results, [MAP_CHECK])
     return evaluation
 
 
-def _store_map_check(source: Source, evaluation: Evaluation, split: str | None) -> None:
+def _store_map_check(source: Source, evaluation: Evaluation, split: str | None) -> bool:
     """Store the outcome of the orientation check beside the maps, if it was made on enough patients."""
     from lobule.evaluation.few_patients import FEW_PATIENTS
     from lobule.evaluation.sources import ResultsSource
@@ -161,7 +169,9 @@ def _store_map_check(source: Source, evaluation: Evaluation, split: str | None) 
 
     maps = evaluation.data["maps"]
     if maps is None or maps["orientation_passed"] is None or not isinstance(source, ResultsSource):
-        return
-    if maps["patients"] >= FEW_PATIENTS:
-        passed, value = maps["orientation_passed"], maps["orientation"]["value"]
-        store_map_check(source.results, value, passed, maps["slides"], split)
+        return False
+    if maps["patients"] < FEW_PATIENTS:
+        return False
+    passed, value = maps["orientation_passed"], maps["orientation"]["value"]
+    store_map_check(source.results, value, passed, maps["slides"], split)
+    return True

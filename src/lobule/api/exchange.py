@@ -39,7 +39,7 @@ def export(
     Cases that an earlier call exported and that have not changed are skipped.
 
     Args:
-        results: A results folder. Its scan may still be running, and its slides may be gone.
+        results: A results folder or its URL. Its scan may still be running, and its slides may be gone.
         to: Name of the format, such as "qupath"; `lobule.exports.EXPORTS` lists them.
         out: Folder for the files.
         cases: Names of the cases to export; by default all.
@@ -72,6 +72,7 @@ def export(
     from lobule.exports import ExportOptions
     from lobule.exports.run import export_results
     from lobule.exports.store import require_storable, store_export
+    from lobule.results import local_results
 
     server = None if store is None else require_storable(to, store)
     chosen_layers: Any = as_tuple("layers", layers) or None
@@ -84,8 +85,9 @@ def export(
         ngff=ngff,
         show_patients=show_patients,
     )
+    chosen = as_tuple("cases", cases)
     outcome = export_results(
-        results, to, out, cases=as_tuple("cases", cases), cohort=_rows(cohort), slides=slides,
+        local_results(results, cases=chosen), to, out, cases=chosen, cohort=_rows(cohort), slides=slides,
         options=options, fresh=fresh, progress=progress,
     )  # fmt: skip
     return outcome if server is None else replace(outcome, store=store_export(outcome, server))
@@ -111,7 +113,7 @@ def report(
     Pages that an earlier call wrote and that have not changed are skipped.
 
     Args:
-        results: A results folder. Its scan may still be running, and its slides may be gone.
+        results: A results folder or its URL. Its scan may still be running, and its slides may be gone.
         out: Folder for the pages.
         cases: Names of the cases; by default all.
         cohort: Labels, sites and paths of the cases. With labels, the page about all has an evaluation.
@@ -135,10 +137,13 @@ def report(
     """
     from lobule.evaluation.options import as_tuple
     from lobule.reports.write import write_reports
+    from lobule.results import local_results
 
+    chosen = as_tuple("cases", cases)
     return write_reports(
-        results, out, cases=as_tuple("cases", cases), cohort=_rows(cohort), slides=slides, bundle=bundle,
-        pdf=pdf, min_score=min_score, show_patients=show_patients, fresh=fresh, progress=progress,
+        local_results(results, cases=chosen), out, cases=chosen, cohort=_rows(cohort), slides=slides,
+        bundle=bundle, pdf=pdf, min_score=min_score, show_patients=show_patients, fresh=fresh,
+        progress=progress,
     )  # fmt: skip
 
 

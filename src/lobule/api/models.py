@@ -134,7 +134,7 @@ def scan(
     Args:
         bundle: Folder of the trained model.
         cases: A cohort, the path of a manifest, or the paths of slides.
-        out: The results folder.
+        out: The results folder, or the URL of a folder in an object store, such as s3://bucket/results.
         stride: Pixels between map cells, at the resolution of the model.
         refine: Scan coarsely first, then refine where tumour is likely.
         budget: Time limit for refining, in seconds per case.
@@ -176,8 +176,9 @@ def scan(
     from lobule.bundles import read_bundle
     from lobule.cohort import as_cohort
     from lobule.methods import find_method, load, refuse_unsupported
-    from lobule.results.folder import store_training_patients
+    from lobule.results.folder import PATIENTS, store_training_patients
     from lobule.results.runs import read_run
+    from lobule.results.store import results_at
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.run_record import options_of_run, origin_of
     from lobule.scanning.scan import Machine
@@ -203,24 +204,46 @@ def scan(
     machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime)
     cluster = {"address": address, "workers": workers, "worker_cpus": worker_cpus}
     require_ray_options(runner, cluster, shard)
-    try:
-        if runner == "ray":
-            from lobule.cluster import BundleSource, ClusterOptions, scan_on_ray
+    refuse_shard_in_store(out, shard)
+    run_options: dict[str, Any] = {
+        "fresh": fresh, "retry_failed": retry_failed, "verify": verify, "progress": progress,
+        "repeat": repeat, "origin": origin_of(opened.path, opened.config), "int8_folder": opened.int8_folder,
+    }  # fmt: skip
+    with results_at(out, fresh=fresh) as (folder, store):
+        try:
+            if runner == "ray":
+                from lobule.cluster import BundleSource, ClusterOptions, scan_on_ray
 
-            source = BundleSource(str(Path(bundle).absolute()), summary, trust)
-            return scan_on_ray(
-                source, cohort, out, options, machine, ClusterOptions(address, workers, worker_cpus),
-                fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress, repeat=repeat,
-                origin=origin_of(opened.path, opened.config), int8_folder=opened.int8_folder,
-            )  # fmt: skip
-        return run(
-            load(opened, trust=trust), summary, cohort, out, options, machine,
-            shard=shard, fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress,
-            repeat=repeat, origin=origin_of(opened.path, opened.config), int8_folder=opened.int8_folder,
-        )  # fmt: skip
-    finally:
-        # An evaluation must be able to refuse training patients, also after an interrupted scan.
-        store_training_patients(out, opened.fingerprint, opened.patients)
+                source = BundleSource(str(Path(bundle).absolute()), summary, trust)
+                workers_of_ray = ClusterOptions(address, workers, worker_cpus)
+                report = scan_on_ray(
+                    source, cohort, folder, options, machine, workers_of_ray, store=store, **run_options
+                )
+            else:
+                predictor = load(opened, trust=trust)
+                report = run(
+                    predictor, summary, cohort, folder, options, machine, shard=shard, store=store,
+                    **run_options,
+                )  # fmt: skip
+        finally:
+            # An evaluation must be able to refuse training patients, also after an interrupted scan.
+            store_training_patients(folder, opened.fingerprint, opened.patients)
+            if store is not None:
+                store.publish_file(folder / PATIENTS)
+    return report
+
+
+def refuse_shard_in_store(out: str | Path, shard: tuple[int, int] | None) -> None:
+    """Raise `ConfigError` for a shard whose results would be in an object store."""
+    from lobule.errors import ConfigError
+    from lobule.files import is_url
+
+    if shard is not None and is_url(out):
+        raise ConfigError(
+            "--shard cannot write to an object store",
+            subject=out,
+            remedy="Use --runner ray, a folder that all machines see, or one URL for each part of the cohort",
+        )
 
 
 def require_ray_options(runner: str, cluster: Mapping[str, Any], shard: tuple[int, int] | None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -80,10 +81,10 @@ def command(
         from lobule.cli.watch import watch
 
         return watch(path, every, price_per_hour)
-    if Path(path, "scan.json").is_file():
-        from lobule.results.describe import describe
+    if Path(path, "scan.json").is_file() or is_results_url(path):
+        from lobule.results import describe, local_results
 
-        data, text = describe(path)
+        data, text = describe(local_results(path, only_records=True))
         return CommandOutput(data, text)
     if Path(path).is_dir():
         from lobule.training.training_status import training_folder, training_status
@@ -105,6 +106,25 @@ def command(
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
     return CommandOutput(data, as_text(data))
+
+
+def is_results_url(path: str) -> bool:
+    """Whether a path is the URL of a folder in an object store, and not that of a slide."""
+    from lobule.errors import NotReadable
+    from lobule.files import is_url
+    from lobule.object_folder import ObjectFolder
+    from lobule.object_stores import is_object_url
+    from lobule.results.folder import SCAN
+
+    if not is_url(path) or not is_object_url(path) or PurePosixPath(urlsplit(path).path).suffix:
+        return False
+    folder = ObjectFolder(path)
+    if not folder.is_read_only:
+        return True
+    try:  # A web server may have slides whose names have no suffix.
+        return folder.read(SCAN) is not None
+    except NotReadable:
+        return False
 
 
 def print_card(path: str, evaluation: str | None, out: str | None) -> CommandOutput:

@@ -12,6 +12,7 @@ from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.cli.running import duration, live_line, report_data, report_lines, sigterm_as_interrupt
 from lobule.errors import UsageError
+from lobule.files import is_url
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -92,9 +93,10 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
     progress = Progress()
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
         report = scan(bundle, cohort, out, progress=progress, **options)
-    lines = [("results", str(report.path)), ("computed by", progress.precision)]
+    lines = [("results", out if is_url(out) else str(report.path)), ("computed by", progress.precision)]
     text = format_fields([*lines, *report_lines(report, _work(report))])
-    return CommandOutput(as_data(report), text, failed=len(report.failed) + len(report.partial))
+    data = as_data(report) | ({"results": out} if is_url(out) else {})
+    return CommandOutput(data, text, failed=len(report.failed) + len(report.partial))
 
 
 def _check_option_combinations(options: dict[str, Any]) -> None:

@@ -150,14 +150,18 @@ def _calibration(path: str, sources: Sequence[Source]) -> tuple[str, Mapping[str
 def _sources(paths: Sequence[str], rows: Cohort | None) -> Iterator[Source]:
     """Yield a source per results folder and bundle, and one for all other paths together."""
     from lobule.bundles import MODEL
+    from lobule.cli.info import is_results_url
     from lobule.cohort.manifest import cohort_of_paths
-    from lobule.results import open_results
+    from lobule.results import local_results, open_results
     from lobule.results.folder import SCAN
     from lobule.server.library import Source
 
     case_paths = []
     for path in paths:
-        if (Path(path) / SCAN).is_file():
+        if is_results_url(path):
+            copy = local_results(path)
+            yield Source(copy.name, open_results(copy))
+        elif (Path(path) / SCAN).is_file():
             yield Source(Path(path).resolve().name, open_results(path))
         elif (Path(path) / MODEL).is_file():
             yield Source(f"training cases of {Path(path).resolve().name}", cohort=training_cases(path, rows))

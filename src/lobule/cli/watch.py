@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
 from lobule.cli.base import CommandOutput, format_fields
 from lobule.cli.running import duration
+from lobule.results import local_results
 from lobule.results.runs import BEAT_S, FAILED_RUN, RUNNING, SILENT, Run
 from lobule.results.status import ScanStatus, StatusReader, counted
 
@@ -21,13 +21,14 @@ SHOWN_RUNS = 10
 
 def watch(path: str, every_s: float, price_per_hour: float | None) -> CommandOutput:
     """Show the state of a scan until all its cases have a result or no run is active."""
-    reader = StatusReader(Path(path))
+    reader = StatusReader(local_results(path, only_records=True))
     status = reader.read()
     began = time.monotonic()
     with _display() as show:
         while not is_over(status, time.monotonic() - began):
             show(status_text(status, price_per_hour), status_line(status))
             time.sleep(every_s)
+            local_results(path, only_records=True)
             status = reader.read()
     return CommandOutput(status.to_dict(price_per_hour), status_text(status, price_per_hour))
 

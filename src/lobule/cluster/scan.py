@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from lobule.results.folder import Results, begin_results, record_engine, write_s
 from lobule.results.locks import lock_folder, wait_for_workers
 from lobule.results.result import FAILED
 from lobule.results.runs import Run
+from lobule.results.store import ResultsStore
 from lobule.results.work import read_work
 from lobule.scanning.case_results import write_result
 from lobule.scanning.cases import MAX_OPEN_CASES, Progress
@@ -47,6 +49,7 @@ def scan_on_ray(
     repeat: Run | None = None,
     origin: Mapping[str, Any] | None = None,
     int8_folder: Path | None = None,
+    store: ResultsStore | None = None,
 ) -> ScanReport:
     """Scan every case of a cohort with workers on Ray. The results have the bytes of a local scan.
 
@@ -68,6 +71,7 @@ def scan_on_ray(
         repeat: The record of an earlier run, whose engine settings are used.
         origin: Further values for the record of this run.
         int8_folder: Folder of the int8 models of a quantised bundle.
+        store: The object store into which workers copy finished cases; `out` is then its scratch folder here.
 
     Returns:
         The status of every case.
@@ -94,6 +98,9 @@ def scan_on_ray(
         results = begin_results(root, settings, fresh=fresh)
         if repeat is not None and "engine" not in results.settings:
             record_engine(results, repeat.data.get("engine") or {})
+        if store is not None:
+            store.publish_settings()
+            cluster = replace(cluster, divided_bytes=sys.maxsize)  # Shares would need a common folder.
         with ray_session(cluster) as ray:
             resources = worker_resources(ray, cluster)
             job = ScanJob(
@@ -105,10 +112,15 @@ def scan_on_ray(
                 retry_failed,
                 verify,
                 "" if int8_folder is None else str(int8_folder.absolute()),
+                store=None if store is None else store.address,
             )
-            driver = _Driver(ray, job, results, cases, progress, cluster, resources, origin or {})
+            driver = _Driver(ray, job, results, cases, progress, cluster, resources, origin or {}, store)
             driver.run()
+        if store is not None:
+            store.pull()  # The records of cases that workers on other machines have scanned.
         rows = write_summary(results)
+        if store is not None:
+            store.publish_summary()
     warn_about_other_inputs(repeat, progress)
     return report_of(results.path, rows, cases, progress)
 
@@ -126,6 +138,7 @@ class _Driver:
         cluster: ClusterOptions,
         resources: WorkerResources,
         origin: Mapping[str, Any],
+        store: ResultsStore | None,
     ) -> None:
         self.job, self.results, self.cases, self.progress = job, results, cases, progress
         self.division = Division(results, resources.count, cluster.divided_bytes)
@@ -154,7 +167,9 @@ class _Driver:
             "hosts": self.hosts,
         }
         self.metadata: dict[str, Any] = metadata
-        self.record = RunRecord(results.path, self.metadata, progress, self.work)
+        self.store = store
+        after_write = None if store is None else store.publish_run
+        self.record = RunRecord(results.path, self.metadata, progress, self.work, after_write=after_write)
 
     def run(self) -> None:
         """Scan all cases, the largest first so that no large case is left for the end."""
@@ -200,4 +215,6 @@ class _Driver:
         )
         folder, engine = self.results.case_folder(task.case.id), self.engine
         write_result(task.case, folder, FAILED, self.job.source.bundle, engine, {}, error=error)
+        if self.store is not None:
+            self.store.publish(folder, FAILED)
         self.progress.finished[task.case.id] = FAILED

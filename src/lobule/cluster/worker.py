@@ -15,6 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
+from lobule.results.store import StoreAddress
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_shares import Share
 from lobule.scanning.cases import CaseRunner, Progress
@@ -60,6 +61,8 @@ class ScanJob:
     folder: str = field(default_factory=os.getcwd)
     """The working folder of the driver, to which paths may be relative."""
     lobule: str = __version__
+    store: StoreAddress | None = None
+    """The object store of the results, whose scratch folder on the machine of the driver is `out`."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,26 @@ class CaseWorker:
             )
         with suppress(OSError):  # Another machine may lack the folder; its cases then need absolute paths.
             os.chdir(job.folder)
-        self._stack.enter_context(lock_worker(Path(job.out)))
-        predictor, results, self.progress = job.source.load(), Results(Path(job.out)), Progress()
+        self.store = None if job.store is None else job.store.open()
+        root = Path(job.out) if self.store is None else self.store.results
+        self._stack.enter_context(lock_worker(root))
+        if self.store is not None:
+            self.store.pull_settings()
+        predictor, results, self.progress = job.source.load(), Results(root), Progress()
         machine = job.machine
         cards = Cards(predictor.model)
         engine = choose_engine(
             cards, results, job.options, machine, self.progress, job.int8_folder,
             lambda engine: first_fields(predictor, job.cohort, job.options, engine),
         )  # fmt: skip
+        if self.store is not None:
+            self.store.publish_settings()
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, cards, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
             job.retry_failed, job.verify, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
             shard=(1, 1),  # Other workers write into the folder, as other shards do.
+            store=self.store,
         )  # fmt: skip
         self._runner = runner
         self._submit = self._stack.enter_context(runner.session(machine.readers or machine.usable_cores))
@@ -126,6 +136,8 @@ class CaseWorker:
 
     def scan(self, order: int, case: Case, share: Share | None = None) -> CaseOutcome:
         """Scan a case, or a share of it, and return the outcome. Errors of the case are in its result."""
+        if self.store is not None:
+            self.store.refresh(self._runner.results.case_folder(case.id))
         if share is None:
             self._submit(order, case).result()
             status = self.progress.finished.pop(case.id)

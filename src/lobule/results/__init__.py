@@ -4,6 +4,7 @@ from lobule.results.describe import describe
 from lobule.results.folder import CaseFolder, Results, open_results
 from lobule.results.maps import MapInfo, MapReader
 from lobule.results.result import FailedField, Result
+from lobule.results.store_copies import local_results
 from lobule.results.tables import TableReader
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Results",
     "TableReader",
     "describe",
+    "local_results",
     "open_results",
 ]

@@ -35,6 +35,8 @@ SOUND: dict[str, Callable[[Any], bool]] = {
 """Checks of the fields of `result.json` that other code reads."""
 PATIENTS = "patients.json"
 """File with the hashes of the bundle's training patients, which stay available without the bundle."""
+COPY_OF = ".copy-of"
+"""File of a copy of results from an object store, with their URL. Reviews in a copy would be lost."""
 GONE = ".gone"
 """Folder to which cases are moved before they are deleted, so that no case is ever partly deleted."""
 

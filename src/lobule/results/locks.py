@@ -94,6 +94,14 @@ def wait_for_workers(root: Path) -> None:
             time.sleep(0.2)
 
 
+def has_workers(root: Path) -> bool:
+    """Whether a process has locked a folder with `lock_worker`."""
+    if not (root / WORKERS).exists():
+        return False
+    with (root / WORKERS).open("a+") as file:
+        return not _try_lock(file, shared=False)
+
+
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Wait for the lock of a file, which one process at a time has."""

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 from lobule.errors import ConfigError, ResultsError
 from lobule.files import case_folder_name, make_folder, require_regular, results_error
+from lobule.results.folder import COPY_OF
 
 FOLDER = "reviews"
 Action = Literal["accept", "reject", "relabel", "note", "draw", "undo"]
@@ -85,6 +86,12 @@ def append_review(results: Path, case_id: str, person: str, review: Review) -> N
         ConfigError: The name of the person is not valid.
         ResultsError: The file cannot be written, for example because the disk is full.
     """
+    if (results / COPY_OF).exists():
+        raise ResultsError(
+            "reviews cannot be written into the copy of results from an object store",
+            subject=(results / COPY_OF).read_text(),
+            remedy="Download the results into a folder, then view that folder",
+        )
     path = review_path(results, case_id, person)
     line = json.dumps(review.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:

@@ -24,6 +24,7 @@ from lobule.results.folder import PLAN, RESULT, CaseFolder, Results, record_piec
 from lobule.results.locks import lock_settings
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
+from lobule.results.store import ResultsStore
 from lobule.results.writing import FINDINGS, write_findings
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_results import (
@@ -103,6 +104,8 @@ class CaseRunner:
     """Memory for slides that are decoded whole or in very large tiles."""
     shard: tuple[int, int] | None = None
     """The shard of this process, if other processes write into the same folder."""
+    store: ResultsStore | None = None
+    """The object store into which each finished case is copied."""
 
     def run(self, cases: Sequence[Case], readers: int) -> None:
         """Scan the cases in this order, with a number of reading threads.
@@ -193,6 +196,8 @@ class CaseRunner:
             return_free_pages()
         if status != "skipped":
             write_run(folder, time.monotonic() - began)
+        if self.store is not None:
+            self.store.publish(folder, status)
 
     def _scan_case(self, order: int, case: Case, folder: CaseFolder) -> str:
         try:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +67,8 @@ class RunRecord:
     work: Mapping[str, float]
     """Estimated work of the cases; may be empty."""
     name: str = field(default_factory=new_run_name)
+    after_write: Callable[[str], None] | None = None
+    """Called with the name of the run after each writing of its record."""
 
     def __enter__(self) -> RunRecord:
         self._began, self._beat, self._ended = time.monotonic(), 0, threading.Event()
@@ -118,6 +120,9 @@ class RunRecord:
             _replace(self.root / RUNS / self.name / RECORD, json.dumps(record, indent=1) + "\n")
         except OSError as problem:
             log.warning("The record of this run cannot be written: %s", problem)
+        else:
+            if self.after_write is not None:
+                self.after_write(self.name)
 
     def _beat_until_end(self) -> None:
         while not self._ended.wait(BEAT_S):

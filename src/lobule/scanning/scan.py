@@ -18,6 +18,7 @@ from lobule.results.folder import begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
+from lobule.results.store import ResultsStore
 from lobule.scanning.cards import Cards
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
@@ -43,6 +44,7 @@ class ScanReport:
     """The outcome of a scan. It covers every case."""
 
     path: Path
+    """The results folder; the scratch folder if the results are in an object store."""
     counts: Mapping[str, int]
     failed: Mapping[str, str]
     """The error of each case that failed."""
@@ -69,6 +71,7 @@ def scan(
     repeat: Run | None = None,
     origin: Mapping[str, Any] | None = None,
     int8_folder: Path | None = None,
+    store: ResultsStore | None = None,
 ) -> ScanReport:
     """Scan every case of a cohort into a results folder.
 
@@ -90,6 +93,7 @@ def scan(
         repeat: The record of an earlier run, whose engine settings are used so that the bytes are the same.
         origin: Further values for the record of this run, such as the path of the bundle.
         int8_folder: Folder of the int8 models of a quantised bundle.
+        store: The object store into which finished cases are copied; `out` is then its scratch folder.
 
     Returns:
         The status of every case.
@@ -129,6 +133,8 @@ def scan(
                 cards, results, options, machine, progress, str(int8_folder or ""),
                 lambda engine: first_fields(predictor, all_cases, options, engine),
             )  # fmt: skip
+            if store is not None:
+                store.publish_settings()
             work = {} if shard is None else work_of(all_cases, results.path, options, machine.usable_cores)
         cases = all_cases if shard is None else shard_of(all_cases, work, shard)
         progress.cases = len(cases)
@@ -136,15 +142,18 @@ def scan(
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, cards, results, options, engine, bundle, cohort, progress, retry_failed, verify,
-            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram), shard,
+            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram), shard, store,
         )  # fmt: skip
         metadata = run_metadata(
             results.settings, engine, all_cases, cohort.path, shard, origin or {}, machine.max_ram
         )
         try:
-            with RunRecord(results.path, metadata, progress, work):
+            after_write = None if store is None else store.publish_run
+            with RunRecord(results.path, metadata, progress, work, after_write=after_write):
                 runner.run(cases, readers)
                 rows = write_summary(results)
+                if store is not None:
+                    store.publish_summary()
         finally:
             return_freed_memory()
     warn_about_other_inputs(repeat, progress)
