@@ -1,4 +1,4 @@
-"""What Lobule makes of one GPU, in under 8 minutes. It has not run on a GPU yet, only with `--tiny` on a CPU.
+"""What Lobule makes of one GPU, and of several, in under 8 minutes. It has run on a CPU only, with `--tiny`.
 
 Every part prints a ratio against the bare model, as PyTorch alone runs it on the same card in the same
 precision (bfloat16 where the card has it), with the pixels already on the card:
@@ -10,13 +10,14 @@ precision (bfloat16 where the card has it), with the pixels already on the card:
     slide               seconds of the bare VGG-16 on the tissue of a slide of 100,000 px a side, a fifth of
                         it tissue, over those of scanning it
     training            share of the time of a training in which it does not wait for patches
+    several             rate of a scan with every card over that with one; nothing if there is one card only
     exam                share of a scan of a mammography exam, with heatmaps, that its networks compute
     busy_…              share of the time in which the card computes, by nvidia-smi, while the part runs
 
-`--tiny` runs every part with small networks and slides on whatever device there is, a CPU too, in a minute;
-its ratios only show that the script works. `--only PART` runs one part.
+`--tiny` runs every part with small networks and slides on whatever device there is, a CPU too, in one to two
+minutes; its ratios only show that the script works. `--only PART` runs one part.
 
-    python benchmarks/gpu.py [--tiny] [--only dense|features|slide|training|exam]
+    python benchmarks/gpu.py [--tiny] [--only dense|features|slide|training|exam|several]
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from large_slide import write_large_slide
 from measure import report
 
 MPP, TILE = 0.5, 224
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ FULL = Plan(
         "vit_h": "timm:vit_huge_patch14_224",
         "vit_g": "timm:vit_giant_patch14_224",
     },
-    (64, 128, 256, 512, 512), (1024, 1024), 83, 8192, 100_000, 300, (2600, 1900), 5,
+    (64, 128, 256, 512, 512), (1024, 1024), 83, 16_384, 100_000, 300, (2600, 1900), 5,
 )  # fmt: skip
 TINY = Plan(
     {"resnet50": "resnet18", "vit_l": "timm:vit_tiny_patch16_224"},
-    (4, 4, 8, 8, 8), (8, 8), 4, 2048, 8192, 6, (650, 480), 1,
+    (4, 4, 8, 8, 8), (8, 8), 4, 3072, 8192, 6, (650, 480), 1,
 )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def device_of() -> str:
     return choose_device()
 
 
-def precision_of(device: str) -> Literal["float32", "bfloat16"]:
+def precision_of(device: str) -> Precision:
     is_rounded = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if is_rounded else "float32"
 
@@ -208,25 +210,17 @@ def dense_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
 
 
 def features_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
-    import lobule
     from lobule.files import read_json
     from lobule.nets.encoders import encoder
-    from lobule.phantoms.slides import SlidePhantom, write_slide
 
-    slide, side = folder / "features.tif", plan.feature_side
-    write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=0.6, sections=1), slide)
+    slide = folder / "features.tif"
+    write_large_slide(slide, plan.feature_side, 0.6, MPP)
     ratios: dict[str, float] = {}
     for name, backbone in plan.encoders.items():
         out = folder / name
         with busy_share(name, device) as busy:
-            done = lobule.extract_features(
-                str(slide), out, backbone=backbone, weights="random", mpp=MPP, device=device,
-                precision=precision_of(device), runtime="torch", keep_encoder=False,
-            )  # fmt: skip
-        if done.counts != {"complete": 1}:
-            raise RuntimeError(f"the extraction ended with {done.counts}: {done.failed}")
-        seconds = read_json(out / "scan" / "cases" / "features" / "run.json")["seconds"]
-        tiles, batch = done.counters.fields_done, read_json(out / "scan" / "scan.json")["engine"]["batch"]
+            tiles, seconds = extract(slide, out, backbone, device, precision_of(device))
+        batch = read_json(out / "scan" / "scan.json")["engine"]["batch"]
         net = bare(encoder(backbone, "random").net, device)
         x = random_input((batch, 3, TILE, TILE), net, device)
         with torch.inference_mode():
@@ -235,6 +229,39 @@ def features_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
         ratios |= busy
         print(f"{backbone}: {tiles} tiles in batches of {batch}, {tiles / seconds:.0f} tiles/s end to end")
     return ratios
+
+
+def extract(slide: Path, out: Path, backbone: str, devices: str, precision: Precision) -> tuple[int, float]:
+    """Extract the features of a slide, and return its number of tiles and the seconds."""
+    import lobule
+    from lobule.files import read_json
+
+    done = lobule.extract_features(
+        str(slide), out, backbone=backbone, weights="random", mpp=MPP, device=devices, precision=precision,
+        runtime="torch", keep_encoder=False,
+    )  # fmt: skip
+    if done.counts != {"complete": 1}:
+        raise RuntimeError(f"the extraction ended with {done.counts}: {done.failed}")
+    seconds = read_json(out / "scan" / "cases" / slide.stem / "run.json")["seconds"]
+    return done.counters.fields_done, seconds
+
+
+def several_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    from lobule.scanning.cards import choose_devices
+
+    devices = choose_devices()
+    if len(devices) == 1:
+        print("several: one card only")
+        return {}
+    slide = folder / "several.tif"
+    write_large_slide(slide, 2 * plan.feature_side, 0.6, MPP)
+    rates = []
+    for names in (devices[0], ",".join(devices)):
+        out = folder / names.replace(":", "").replace(",", "-")
+        tiles, seconds = extract(slide, out, plan.encoders["vit_l"], names, precision_of(device))
+        rates.append(tiles / seconds)
+    print(f"several: {rates[0]:.0f} tiles/s with one card, {rates[1]:.0f} with {len(devices)}")
+    return {"several": rates[1] / rates[0]}
 
 
 def slide_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
@@ -353,6 +380,7 @@ SECTIONS: dict[str, Callable[[Plan, str, Path], dict[str, float]]] = {
     "slide": slide_part,
     "training": training_part,
     "exam": exam_part,
+    "several": several_part,
 }
 
 

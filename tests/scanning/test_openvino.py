@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,80 +252,6 @@ def test_bfloat16_is_tried_only_with_units_for_it(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(openvino_library, "runs_bfloat16", lambda runs=runs: runs)
         forms = possible_forms(replace(EngineSettings(), batch=2), runtime=OPENVINO)
         assert [form.precision for form in forms] == expected
-
-
-OFFLINE = """
-    import json, socket, sys
-
-    refused = []
-    connect = socket.socket.connect
-
-    def loopback_only(self, address):
-        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            refused.append(str(address))
-            raise OSError(f"refused: {address}")
-        return connect(self, address)
-
-    def resolve(host, *rest, **options):
-        refused.append(str(host))
-        raise socket.gaierror(f"refused: {host}")
-
-    socket.socket.connect = socket.socket.connect_ex = loopback_only
-    socket.getaddrinfo = resolve
-    bundle, slide, out, *runtimes = sys.argv[1:]
-    if bundle == "telemetry":
-        from openvino_telemetry import Telemetry
-        Telemetry(app_name="test", app_version="1", tid="G-TEST", backend="ga4", enable_opt_in_dialog=False)
-        Telemetry().send_event("test", "test", "test", force_send=True)
-        import time; time.sleep(2)
-    else:
-        from lobule.api import scan
-        from lobule.scanning.openvino_library import nncf
-        for runtime in runtimes:
-            if runtime == "nncf":
-                nncf()
-                continue
-            options = {"precision": "float32", "tissue": False, "device": "cpu", "max_ram": 48 << 20}
-            report = scan(bundle, slide, f"{out}-{runtime}", runtime=runtime, **options)
-            assert dict(report.counts) == {"complete": 1}, report.failed
-        import time; time.sleep(1)  # telemetry is sent by another thread or process
-    print(json.dumps({"refused": refused, "telemetry": sys.modules.get("openvino_telemetry") is not None}))
-"""
-
-
-def offline(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """Run a scan in a new process, without pytest and CI, in which only loopback sockets are allowed."""
-    names = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
-    environment = {key: value for key, value in os.environ.items() if key not in names}
-    environment |= {"HOME": str(tmp_path / "home"), "LOBULE_CACHE": str(tmp_path / "offline cache")}
-    (tmp_path / "home").mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OFFLINE), *arguments],
-        capture_output=True, text=True, check=True, env=environment, timeout=900,
-    )  # fmt: skip
-    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return last
-
-
-@pytest.mark.parametrize(
-    "runtimes",
-    [("torch", OPENVINO), pytest.param((OPENVINO, "nncf"), marks=pytest.mark.campaign)],
-    ids="-".join,
-)
-def test_a_scan_contacts_nobody(
-    runtimes: tuple[str, ...], bundles: dict[str, Path], slide: Path, tmp_path: Path
-) -> None:
-    if "nncf" in runtimes and not is_installed("nncf"):
-        pytest.skip("the extra 'quantize' is not installed")
-    last = offline(tmp_path, str(bundles["dense"]), str(slide), str(tmp_path / "r"), *runtimes)
-    assert last == {"refused": [], "telemetry": False}
-    assert not (tmp_path / "home" / "intel").exists()
-
-
-def test_the_check_of_sockets_sees_telemetry(tmp_path: Path) -> None:
-    """Without the block, the package would write its consent file and look up its server."""
-    last = offline(tmp_path, "telemetry", "", "", "")
-    assert last["refused"] or (tmp_path / "home" / "intel").exists()
 
 
 def test_the_cache_is_in_the_cache_folder(cache: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lobule.api.models import GIB, Layout, Runtime, ScanPrecision, _tissue_option
+from lobule.api.models import GIB, JpegDecoder, Layout, Runtime, ScanPrecision, _tissue_option
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def extract_features(
     runtime: Runtime = "auto",
     precision: ScanPrecision = "auto",
     memory_layout: Layout = "auto",
+    jpeg_decoder: JpegDecoder | None = None,
     max_ram: int = 2 * GIB,
     readers: int | None = None,
     batch: int | None = None,
@@ -85,6 +86,8 @@ def extract_features(
         runtime: Library that computes the encoder on a CPU, as for `scan`.
         precision: "auto" measures the fastest choice once per machine and encoder, and stores it.
         memory_layout: Memory layout of the encoder; "auto" works as for `precision`.
+        jpeg_decoder: What decodes JPEG tiles: "cpu" (the default), or "nvimagecodec" on a CUDA card (extra
+            `nvimagecodec`), which rounds differently.
         max_ram: Memory in bytes to use besides the encoder.
         readers: Reading threads; by default one per core.
         batch: Number of tiles per batch.
@@ -116,7 +119,7 @@ def extract_features(
         out,
         Extraction(tiling, stored, layout, keep_encoder, tokens),
         ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
-        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime),
+        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime, jpeg_decoder),
         fresh=fresh,
         retry_failed=retry_failed,
         progress=progress,

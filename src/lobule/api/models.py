@@ -20,6 +20,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 ScanPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 Runtime = Literal["auto", "torch", "openvino"]
 Layout = Literal["auto", "channels-last", "contiguous"]
+JpegDecoder = Literal["cpu", "nvimagecodec"]
 GIB = 1 << 30
 
 
@@ -122,6 +123,7 @@ def scan(
     runtime: Runtime = "auto",
     precision: ScanPrecision = "auto",
     memory_layout: Layout = "auto",
+    jpeg_decoder: JpegDecoder | None = None,
     max_ram: int = 2 * GIB,
     readers: int | None = None,
     batch: int | None = None,
@@ -160,6 +162,8 @@ def scan(
         precision: "auto" measures the fastest choice once per machine and model, and stores it. "int8" needs
             a bundle that `lobule weights quantize` wrote; for such a bundle it is the default.
         memory_layout: Memory layout of the model; "auto" works as for `precision`.
+        jpeg_decoder: What decodes JPEG tiles: "cpu" (the default), or "nvimagecodec" on a CUDA card (extra
+            `nvimagecodec`), which rounds differently.
         max_ram: Memory in bytes to use besides the model.
         readers: Reading threads; by default one per core.
         batch: Number of fields per batch.
@@ -201,7 +205,9 @@ def scan(
     if repeat is not None:
         options = options_of_run(repeat, options)
     summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
-    machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime)
+    machine = Machine.with_layout(
+        memory_layout, device, precision, max_ram, readers, batch, runtime, jpeg_decoder
+    )
     cluster = {"address": address, "workers": workers, "worker_cpus": worker_cpus}
     require_ray_options(runner, cluster, shard)
     refuse_shard_in_store(out, shard)

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     help="Also store the tokens of the patches of every tile, in half precision or as 8-bit numbers.",
 )
 @shared.scan_machine_options
+@shared.jpeg_decoder_option
 @click.option(
     "--keep-encoder/--no-keep-encoder",
     default=True,

@@ -183,6 +183,12 @@ scan_machine_options = combine_decorators(
 """The resources of a scan."""
 
 
+jpeg_decoder_option = click.option(
+    "--jpeg-decoder",
+    type=click.Choice(["cpu", "nvimagecodec"]),
+    help="What decodes JPEG tiles: cpu (the default), or nvimagecodec on an NVIDIA GPU.",
+)
+
 cluster_options = combine_decorators(
     click.option(
         "--runner",

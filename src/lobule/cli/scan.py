@@ -51,6 +51,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
 )
 @shared.slide_options
 @shared.scan_machine_options
+@shared.jpeg_decoder_option
 @shared.settings_option
 @click.option(
     "--shard",

@@ -52,6 +52,7 @@ from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink
+from lobule.slides.jpeg_on_gpu import decoding_by
 from lobule.slides.slide import Slide
 
 log = logging.getLogger("lobule.scan")
@@ -108,10 +109,7 @@ class CaseRunner:
     """The object store into which each finished case is copied."""
 
     def run(self, cases: Sequence[Case], readers: int) -> None:
-        """Scan the cases in this order, with a number of reading threads.
-
-        After the last device was lost, the cases that are not open yet are left for the next run.
-        """
+        """Scan the cases in this order. Without a device left, the remaining cases wait for the next run."""
         with self.session(readers) as submit:
             running: set[Future[None]] = set()
             for order, case in enumerate(cases):
@@ -134,7 +132,8 @@ class CaseRunner:
         # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
         threads = (self.engine.replica_threads,)
         case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
-        with self.pipeline, case_threads as pool:
+        decoding = decoding_by(self.engine.jpeg_decoder, self.engine.device)
+        with decoding, self.pipeline, case_threads as pool:
             try:
                 self._case_threads = pool
                 yield lambda order, case: pool.submit(self._run_case, order, case)

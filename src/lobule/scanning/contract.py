@@ -130,6 +130,8 @@ class EngineSettings:
     """Several CUDA cards of one scan, with `device` first; empty for one device."""
     pieces: int = 1
     """Pieces in which a batch is computed, because the memory of a device was exhausted once."""
+    jpeg_decoder: str = "cpu"
+    """What decodes the JPEG tiles of slides: cpu (libjpeg-turbo) or nvimagecodec."""
     replica_threads: int = 1
     channels_last: bool = True
     int8_folder: str = ""
@@ -138,8 +140,9 @@ class EngineSettings:
     def deciding(self) -> dict[str, Any]:
         """Return the settings that the last bits of a score depend on. They are stored with the results."""
         settings = {name: value for name, value in self.__dict__.items() if name not in NOT_DECIDING}
-        if self.pieces == 1:  # Results without halved batches stay as they were before there were pieces.
-            del settings["pieces"]
+        for name, default in (("pieces", 1), ("jpeg_decoder", "cpu")):
+            if settings[name] == default:  # Results stay as they were before there were these settings.
+                del settings[name]
         return settings
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lobule.allocator import keep_freed_memory, return_freed_memory
-from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError
+from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError, UsageError
 from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, record_engine
 from lobule.scanning.cards import Cards, choose_devices, named
@@ -24,6 +24,7 @@ from lobule.scanning.contract import OPENVINO, EngineSettings, Model, ScanOption
 from lobule.scanning.device import available_cores, max_bytes_on, replicas_for
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.scanning.int8 import with_int8_sizes
+from lobule.slides.jpeg_on_gpu import CPU, check_decoder
 
 log = logging.getLogger("lobule.scan")
 
@@ -51,6 +52,8 @@ class Machine:
     """Memory layout of the model; None uses the faster one, measured once per machine and model."""
     runtime: str = "torch"
     """Library that computes the networks on a CPU: "torch", "openvino", or "auto" for the faster one."""
+    jpeg_decoder: str | None = None
+    """What decodes the JPEG tiles of slides: "cpu" (libjpeg-turbo), or "nvimagecodec" on a CUDA card."""
     cores: int | None = None
     """Cores to use; None uses all cores that this process may use."""
 
@@ -69,6 +72,7 @@ class Machine:
         readers: int | None,
         batch: int | None,
         runtime: str = "torch",
+        jpeg_decoder: str | None = None,
     ) -> Machine:
         """Return the resources with a memory layout by name: auto, channels-last or contiguous.
 
@@ -80,8 +84,9 @@ class Machine:
         if runtime == "auto":
             runtime = os.environ.get("LOBULE_RUNTIME") or runtime
         return cls(
-            device, precision, max_ram, readers, batch=batch, channels_last=channels_last, runtime=runtime
-        )
+            device, precision, max_ram, readers, batch=batch, channels_last=channels_last, runtime=runtime,
+            jpeg_decoder=jpeg_decoder,
+        )  # fmt: skip
 
 
 CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
@@ -122,15 +127,19 @@ def choose_engine(
     replicas = machine.replicas or replicas
     if engine is not None:
         engine = replace(engine, device=device, devices=several, replicas=replicas, int8_folder=int8_folder)
+        _require_recorded_decoder(engine, results.path)
         _warn_about_fixed_settings(engine, machine, results.path)
         _warn_about_lower_memory(machine, results.path)
         model.move_to_device(engine, options)
         cards.move_copies(engine, options)
         progress.precision = f"{engine.runtime} {engine.precision}, as recorded in {SCAN}"
         return engine
+    jpeg_decoder = machine.jpeg_decoder or CPU
+    check_decoder(jpeg_decoder, device)
     engine = EngineSettings(
-        device=device, devices=several, replicas=replicas, replica_threads=threads, int8_folder=int8_folder
-    )
+        device=device, devices=several, replicas=replicas, replica_threads=threads, int8_folder=int8_folder,
+        jpeg_decoder=jpeg_decoder,
+    )  # fmt: skip
     host_bytes = int(machine.max_ram * MODEL_SHARE)
     max_bytes = min(max_bytes_on(each, host_bytes) for each in devices) // replicas
     engine = model.choose_batch(engine, max_bytes, options)
@@ -216,6 +225,20 @@ def _require_recorded_runtime(engine: EngineSettings, machine: Machine, int8_fol
     return "cpu"
 
 
+def _require_recorded_decoder(engine: EngineSettings, path: Path) -> None:
+    """Check that this machine can decode JPEG tiles as the scan began to do."""
+    try:
+        check_decoder(engine.jpeg_decoder, engine.device)
+    except UsageError as error:
+        raise ResultsError(
+            "this worker cannot continue the scan as it began",
+            subject=path / SCAN,
+            expected=f"JPEG tiles decoded by {engine.jpeg_decoder}",
+            actual=error.message(),
+            remedy="Continue it where that decoder is available, or start over with --fresh",
+        ) from error
+
+
 def _choose_form(
     model: Model,
     engine: EngineSettings,
@@ -258,7 +281,7 @@ def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
 
 def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: Path) -> None:
     """Warn if the user requests settings other than those that the scan began with and still uses."""
-    for name in ("precision", "batch", "cells", "channels_last", "runtime"):
+    for name in ("precision", "batch", "cells", "channels_last", "runtime", "jpeg_decoder"):
         requested, recorded = getattr(machine, name), getattr(engine, name)
         if requested not in (None, "auto", recorded):
             log.warning(

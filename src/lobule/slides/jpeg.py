@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import imagecodecs
 import numpy as np
@@ -17,6 +19,10 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Start-of-frame markers that libjpeg-turbo decodes: baseline, extended and progressive."""
 _OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _APP0, _APP14, _SOS = 0xE0, 0xEE, 0xDA
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+"""An Adobe segment without its last byte, which is 1 for YCbCr and 0 for RGB or grey."""
+YCBCR_START = SOI + ADOBE + b"\x01"
+"""The first bytes of a completed stream whose samples are YCbCr."""
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a length."""
 
@@ -104,7 +110,7 @@ def prologue(tables: bytes, transform: bool) -> bytes:
     The container's photometric interpretation decides whether YCbCr is converted to RGB, as in OpenSlide. The
     streams of some scanners do not state their colour space, or state the wrong one.
     """
-    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if transform else b"\x00")
+    adobe = ADOBE + (b"\x01" if transform else b"\x00")
     body = tables[2:] if tables[:2] == SOI else tables
     return SOI + adobe + body.removesuffix(EOI)
 
@@ -139,6 +145,33 @@ def _without_segments(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
     return b"".join(head[start:end] for start, end in zip(starts, ends, strict=True))
 
 
+class OtherDecoder(Protocol):
+    """Decodes complete streams in place of libjpeg-turbo; several threads call it at once."""
+
+    def decode(self, stream: Bytes) -> RGB | None:
+        """Return the pixels; None leaves the stream to libjpeg-turbo, which also reports damage."""
+        ...
+
+
+_other_decoder: OtherDecoder | None = None
+
+
+@contextmanager
+def decoding_with(decoder: OtherDecoder | None) -> Iterator[None]:
+    """Decode unreduced YCbCr tiles with another decoder, in all threads of this process."""
+    global _other_decoder
+    before, _other_decoder = _other_decoder, decoder or _other_decoder
+    try:
+        yield
+    finally:
+        _other_decoder = before
+
+
+def has_other_decoder() -> bool:
+    """Whether another decoder than libjpeg-turbo is in use."""
+    return _other_decoder is not None
+
+
 def decode(
     stream: Bytes, width: int, height: int, reduce: int = 1, destination: NDArray[np.uint8] | None = None
 ) -> RGB:
@@ -157,6 +190,10 @@ def decode(
     expected_shape = (-(-height // reduce), -(-width // reduce), 3)
     if stream[-2:] != EOI:
         stream = bytes(stream) + EOI  # some writers omit the end marker, or pad after it
+    if _other_decoder is not None and reduce == 1 and stream[: len(YCBCR_START)] == YCBCR_START:
+        other_pixels = _other_decoder.decode(stream)
+        if other_pixels is not None and other_pixels.shape == expected_shape:
+            return other_pixels
     try:
         pixels = _decode_strictly(stream, expected_shape, reduce, destination)
     except ValueError as error:

@@ -25,7 +25,7 @@ from lobule.object_stores import ObjectFile, ObjectRanges
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import EOI, Bytes, TileBuffer
+from lobule.slides.jpeg import EOI, Bytes, TileBuffer, has_other_decoder
 from lobule.slides.read_ahead import Range, ReadAhead
 from lobule.slides.tiff_metadata import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
@@ -236,7 +236,7 @@ class TiffBackend:
         """
         layer, turbo = self._layers[tile.level], libturbojpeg.library()
         buffer, coding, side = self._tile_buffer(layer), layer.coding, layer.tile
-        if turbo is None or buffer is None or coding.samples not in (1, 3):
+        if turbo is None or buffer is None or coding.samples not in (1, 3) or has_other_decoder():
             return False
         # Pixels beyond the level must not be averaged in.
         if self._refused[tile.level] >= REFUSALS or layer.valid(tile.column, tile.row) != side:
