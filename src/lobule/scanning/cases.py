@@ -19,7 +19,6 @@ from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, DeviceLost, LobuleError, NothingToScore, ResultsError
 from lobule.files import make_folder, write_json
-from lobule.grid import cells_in_box
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results, record_pieces
 from lobule.results.locks import lock_settings
 from lobule.results.plan import fingerprints, plan_of, same_plan
@@ -41,7 +40,6 @@ from lobule.scanning.case_shares import Share, complete_store, merge_shares
 from lobule.scanning.contract import (
     EngineSettings,
     ImageSource,
-    MapSpec,
     Pass,
     PixelSource,
     Predictor,
@@ -51,7 +49,7 @@ from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
-from lobule.scanning.stores import failed_in, open_sink
+from lobule.scanning.stores import failed_in, open_sink, within_region
 from lobule.slides.jpeg_on_gpu import decoding_by
 from lobule.slides.slide import Slide
 
@@ -273,7 +271,7 @@ class CaseRunner:
             except StopIteration as end:
                 result: Result = end.value
                 return result
-            pass_ = _within_region(pass_, opened.case)
+            pass_ = within_region(pass_, opened.case)
             self.progress.active[opened.case.id] = pass_.name
             pass_names.append(pass_.name)
             if self.retry_failed and failed_in(pass_, folder):
@@ -317,7 +315,7 @@ class CaseRunner:
                     pass_ = next(steps) if store is None else steps.send(store)
                 except StopIteration:
                     return False
-                pass_ = _within_region(pass_, opened.case)
+                pass_ = within_region(pass_, opened.case)
                 sink = open_sink(pass_, share.folder(folder))
                 store = complete_store(pass_, folder, sink.chunk_of_row)
                 if store is None:
@@ -392,12 +390,3 @@ class CaseRunner:
         error: BaseException | None = None,
     ) -> None:
         write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error)
-
-
-def _within_region(pass_: Pass, case: Case) -> Pass:
-    """Leave cells outside the case's region pending, because it is unknown whether they are glass."""
-    spec, box = pass_.store, case.l0_box
-    if box is None or not isinstance(spec, MapSpec):
-        return pass_
-    inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
-    return replace(pass_, store=replace(spec, glass=spec.glass & inside))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.cohort import Case
 from lobule.errors import DamagedResults, ModelError, ResultsError
 from lobule.files import read_json, results_error, write_json
+from lobule.grid import cells_in_box
 from lobule.results.folder import CaseFolder
 from lobule.results.maps import MapInfo, MapReader, MapWriter, map_exists
 from lobule.results.result import FailedField
@@ -310,3 +312,12 @@ def _guard(write: Callable[[], None], path: Path) -> None:
         write()
     except OSError as error:
         raise results_error(error, path) from error
+
+
+def within_region(pass_: Pass, case: Case) -> Pass:
+    """Leave cells outside the case's region pending, because it is unknown whether they are glass."""
+    spec, box = pass_.store, case.l0_box
+    if box is None or not isinstance(spec, MapSpec):
+        return pass_
+    inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
+    return replace(pass_, store=replace(spec, glass=spec.glass & inside))
