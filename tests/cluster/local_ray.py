@@ -111,5 +111,6 @@ def local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalRay:
     def session(options: Any) -> Iterator[LocalRay]:
         yield ray
 
-    monkeypatch.setattr("lobule.cluster.scan.ray_session", session)
+    for module in ("lobule.cluster.scan", "lobule.cluster.case_map"):
+        monkeypatch.setattr(f"{module}.ray_session", session)
     return ray

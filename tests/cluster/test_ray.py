@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lobule.api.models import require_ray_options
+from lobule.api.runners import require_ray_options
 from lobule.bundles import read_bundle
-from lobule.cluster import BundleSource
 from lobule.cluster.session import ClusterOptions, worker_resources
+from lobule.cluster.sources import BundleSource
 from lobule.cluster.worker import CaseWorker, ScanJob
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError

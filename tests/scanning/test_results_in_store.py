@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lobule import object_stores
+from lobule.api import extract_features
 from lobule.cluster.scan import scan_on_ray
 from lobule.cluster.session import ClusterOptions
 from lobule.cohort import Cohort
-from lobule.errors import DamagedResults, MissingExtra, ResultsError, TooLarge, UsageError
+from lobule.errors import DamagedResults, MissingExtra, NotReadable, ResultsError, TooLarge, UsageError
+from lobule.features import open_features
 from lobule.object_folder import ObjectFolder
 from lobule.results import local_results, open_results
 from lobule.results.case_files import CaseFiles
@@ -170,6 +174,38 @@ def test_two_workers_with_disks_of_their_own_write_the_bytes_of_a_local_scan(
     assert {name: data for name, data in stored.items() if "/maps/" in name} == {
         name: data for name, data in local.items() if "/maps/" in name
     }
+
+
+def test_features_are_stored_and_read_back(
+    objects: Objects, slides: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {
+        "encoder": "lobule:tiny", "weights": "random", "mpp": 0.5, "tile": 128, "input_px": 224,
+        "tissue": False, "precision": "float32", "runtime": "torch", "device": "cpu", "batch": 4,
+    }  # fmt: skip
+    cohort = Cohort((*slides.cases[:1], slides.cases[-1]))
+    local = extract_features(cohort, tmp_path / "local", **options)
+    report = extract_features(cohort, URL, **options)
+    assert report.counts == local.counts == {"complete": 1, "failed": 1}
+    kept = {Path(path).name: data for path, data in objects.data.items()}
+    for name in ("features.json", "encoder.safetensors", "results.csv"):
+        (path,) = (tmp_path / "local").rglob(name)
+        assert kept[name] == path.read_bytes()
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "another machine"))
+    expected, copied = open_features(tmp_path / "local"), open_features(URL)
+    case = cohort.cases[0]
+    assert copied.manifest == expected.manifest and copied.encoder_weights is not None
+    assert np.array_equal(copied.find(case).l0_coords(), expected.find(case).l0_coords())
+    assert np.array_equal(copied.find(case).read(slice(None)), expected.find(case).read(slice(None)))
+    with pytest.raises(NotReadable, match="no features of the case"):
+        copied.find(cohort.cases[1])
+    before = len(objects.puts)
+    again = extract_features(cohort, URL, **options)
+    assert again.counters.fields_done == 0
+    assert not [path for path in objects.puts[before:] if path.endswith(".h5")]
+    assert len([path for path in objects.data if path.endswith(".h5")]) == 2, "features and positions"
+    extract_features(Cohort(cohort.cases[1:]), URL, fresh=True, **options)
+    assert not [path for path in objects.data if path.endswith(".h5")]
 
 
 # -- faults -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lobule.api.runners import Runner, case_map
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ def evaluate(
     allow_overlap: bool = False,
     resamples: int = 2000,
     seed: int = 0,
+    runner: Runner = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    worker_cpus: int | None = None,
 ) -> Evaluation:
     """Evaluate results on a labelled cohort.
 
@@ -83,6 +88,10 @@ def evaluate(
         allow_overlap: Allow training patients in the cohort; the report mentions them.
         resamples: Number of bootstrap resamples for the intervals.
         seed: Seed of the resampling.
+        runner: "local" works in this process; "ray" on workers of Ray (extra `ray`), one per core.
+        address: Address of a Ray cluster; by default, Ray is started on this machine.
+        workers: Number of workers on Ray.
+        worker_cpus: CPU cores of a worker on Ray.
 
     Returns:
         The evaluation, with an interval for each measure.
@@ -153,7 +162,10 @@ def evaluate(
         # The slides may have been moved since the scan; the results contain everything that is needed.
         cohort = read_cohort(cohort, check_files=False)
     other = None if against is None else open_source(against, evaluation_options)
-    evaluation = evaluate_source(source, cohort, evaluation_options, against=other, bundle=bundle)
+    with case_map(runner, address, workers, worker_cpus) as map_cases:
+        evaluation = evaluate_source(
+            source, cohort, evaluation_options, against=other, bundle=bundle, map_cases=map_cases
+        )
     if out is not None:
         evaluation.write(out, plots=plots)
     if _store_map_check(source, evaluation, split) and is_url(str(url)) and results is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lobule.api.runners import Runner, case_map
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ def export(
     show_patients: bool = False,
     fresh: bool = False,
     store: str | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    worker_cpus: int | None = None,
     progress: Callable[[str], None] = lambda case: None,
 ) -> ExportReport:
     """Write results in the format of other software.
@@ -55,6 +60,10 @@ def export(
         fresh: Write all cases again.
         store: Address of a DICOMweb server on which the DICOM objects are stored as well. Objects that it has
             are not replaced.
+        runner: "local" works in this process; "ray" on workers of Ray (extra `ray`), one per core.
+        address: Address of a Ray cluster; by default, Ray is started on this machine.
+        workers: Number of workers on Ray.
+        worker_cpus: CPU cores of a worker on Ray.
         progress: Called with the name of each case that is done.
 
     Returns:
@@ -86,10 +95,11 @@ def export(
         show_patients=show_patients,
     )
     chosen = as_tuple("cases", cases)
-    outcome = export_results(
-        local_results(results, cases=chosen), to, out, cases=chosen, cohort=_rows(cohort), slides=slides,
-        options=options, fresh=fresh, progress=progress,
-    )  # fmt: skip
+    with case_map(runner, address, workers, worker_cpus) as map_cases:
+        outcome = export_results(
+            local_results(results, cases=chosen), to, out, cases=chosen, cohort=_rows(cohort), slides=slides,
+            options=options, fresh=fresh, progress=progress, map_cases=map_cases,
+        )  # fmt: skip
     return outcome if server is None else replace(outcome, store=store_export(outcome, server))
 
 
@@ -106,6 +116,10 @@ def report(
     min_score: float | None = None,
     show_patients: bool = False,
     fresh: bool = False,
+    runner: Runner = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    worker_cpus: int | None = None,
     progress: Callable[[str], None] = lambda case: None,
 ) -> ExportReport:
     """Write one self-contained page per case, and one about all cases.
@@ -123,6 +137,10 @@ def report(
         min_score: Leave out findings with a lower score.
         show_patients: Write the names of patients.
         fresh: Write all pages again.
+        runner: "local" works in this process; "ray" on workers of Ray (extra `ray`), one per core.
+        address: Address of a Ray cluster; by default, Ray is started on this machine.
+        workers: Number of workers on Ray.
+        worker_cpus: CPU cores of a worker on Ray.
         progress: Called with the name of each case that is done.
 
     Returns:
@@ -140,11 +158,12 @@ def report(
     from lobule.results import local_results
 
     chosen = as_tuple("cases", cases)
-    return write_reports(
-        local_results(results, cases=chosen), out, cases=chosen, cohort=_rows(cohort), slides=slides,
-        bundle=bundle, pdf=pdf, min_score=min_score, show_patients=show_patients, fresh=fresh,
-        progress=progress,
-    )  # fmt: skip
+    with case_map(runner, address, workers, worker_cpus) as map_cases:
+        return write_reports(
+            local_results(results, cases=chosen), out, cases=chosen, cohort=_rows(cohort), slides=slides,
+            bundle=bundle, pdf=pdf, min_score=min_score, show_patients=show_patients, fresh=fresh,
+            progress=progress, map_cases=map_cases,
+        )  # fmt: skip
 
 
 @checked_options

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lobule.api.models import GIB, JpegDecoder, Layout, Runtime, ScanPrecision, _tissue_option
+from lobule.api.runners import Runner, require_ray_options
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def extract_features(
     max_ram: int = 2 * GIB,
     readers: int | None = None,
     batch: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    worker_cpus: int | None = None,
     progress: Progress | None = None,
 ) -> ScanReport:
     """Compute features of every tissue tile and write one HDF5 file per case.
@@ -58,7 +63,7 @@ def extract_features(
 
     Args:
         cases: A cohort, the path of a manifest, or the paths of slides.
-        out: Folder for the feature files.
+        out: Folder for the feature files, or its URL in an object store, such as s3://bucket/features.
         encoder: Name of an encoder, such as "uni2-h", "resnet50", "timm:NAME" or "lobule:NAME". Several
             encoders share one pass over the slides, and each writes to a subfolder of `out`.
         backbone: The earlier name of `encoder`.
@@ -91,6 +96,10 @@ def extract_features(
         max_ram: Memory in bytes to use besides the encoder.
         readers: Reading threads; by default one per core.
         batch: Number of tiles per batch.
+        runner: "local" works in this process; "ray" with workers on Ray (extra `ray`), as for `scan`.
+        address: Address of a Ray cluster; by default, Ray is started on this machine.
+        workers: Number of workers on Ray.
+        worker_cpus: CPU cores of a worker on Ray.
         progress: Receives the progress.
 
     Returns:
@@ -102,7 +111,7 @@ def extract_features(
         ResultsError: `out` contains other features or is in use.
     """
     from lobule.cohort import as_cohort
-    from lobule.methods.extraction import Extraction, extract
+    from lobule.methods.extraction import Extraction, extract, features_at
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import Tiling
@@ -113,17 +122,32 @@ def extract_features(
     only_size = encoders[0].input_px if len(encoders) == 1 else None
     tiling = Tiling(mpp, tile, input_px or only_size or tile, tissue_share, stains)
     stored = dtype or ("float32" if layout == "clam" else "float16")
-    return extract(
-        encoders,
-        cohort,
-        out,
-        Extraction(tiling, stored, layout, keep_encoder, tokens),
-        ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
-        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime, jpeg_decoder),
-        fresh=fresh,
-        retry_failed=retry_failed,
-        progress=progress,
-    )
+    extraction = Extraction(tiling, stored, layout, keep_encoder, tokens)
+    require_ray_options(runner, {"address": address, "workers": workers, "worker_cpus": worker_cpus})
+    run = None
+    if runner == "ray":
+        from lobule.cluster.session import ClusterOptions
+        from lobule.cluster.sources import EncoderSource, extract_on_ray
+
+        chosen = tuple(with_weights(backbone or encoder, weights))
+        source = EncoderSource(chosen, unverified, extraction, str(out))
+        run = extract_on_ray(source, ClusterOptions(address, workers, worker_cpus))
+    with features_at(out, fresh) as (folder, store):
+        return extract(
+            encoders,
+            cohort,
+            folder,
+            extraction,
+            ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
+            Machine.with_layout(
+                memory_layout, device, precision, max_ram, readers, batch, runtime, jpeg_decoder
+            ),
+            fresh=fresh,
+            retry_failed=retry_failed,
+            progress=progress,
+            store=store,
+            run=run,
+        )
 
 
 def open_encoders(

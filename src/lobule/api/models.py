@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lobule.api.runners import Runner, require_ray_options
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def scan(
     retry_failed: bool = False,
     verify: Literal["changed", "full"] = "changed",
     like: str | Path | None = None,
-    runner: Literal["local", "ray"] = "local",
+    runner: Runner = "local",
     address: str | None = None,
     workers: int | None = None,
     worker_cpus: int | None = None,
@@ -218,7 +219,9 @@ def scan(
     with results_at(out, fresh=fresh) as (folder, store):
         try:
             if runner == "ray":
-                from lobule.cluster import BundleSource, ClusterOptions, scan_on_ray
+                from lobule.cluster.scan import scan_on_ray
+                from lobule.cluster.session import ClusterOptions
+                from lobule.cluster.sources import BundleSource
 
                 source = BundleSource(str(Path(bundle).absolute()), summary, trust)
                 workers_of_ray = ClusterOptions(address, workers, worker_cpus)
@@ -249,21 +252,6 @@ def refuse_shard_in_store(out: str | Path, shard: tuple[int, int] | None) -> Non
             "--shard cannot write to an object store",
             subject=out,
             remedy="Use --runner ray, a folder that all machines see, or one URL for each part of the cohort",
-        )
-
-
-def require_ray_options(runner: str, cluster: Mapping[str, Any], shard: tuple[int, int] | None) -> None:
-    """Raise `ConfigError` for options that the runner does not use."""
-    from lobule.errors import ConfigError
-
-    for name, value in cluster.items():
-        if runner != "ray" and value is not None:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} has an effect only with --runner ray", remedy="Add --runner ray")
-    if runner == "ray" and shard is not None:
-        raise ConfigError(
-            "--shard cannot be used with --runner ray",
-            remedy="Remove --shard: Ray divides the cases among its workers",
         )
 
 

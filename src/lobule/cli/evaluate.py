@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, table
 from lobule.errors import UsageError
 from lobule.results.result import RESEARCH_USE
@@ -144,6 +145,7 @@ from lobule.results.result import RESEARCH_USE
     help="Number of bootstrap resamples for the intervals.",
 )
 @click.option("--seed", default=0)
+@shared.cluster_options
 def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> CommandOutput:
     """Evaluate results on a labelled cohort: FROC, AUC, precision, recall and calibration with intervals.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, progress
 from lobule.exports.export import EXPORTS
 from lobule.exports.options import LAYERS
@@ -42,6 +43,7 @@ MOST_LINES = 20
 @click.option("--show-patients", is_flag=True, help="Write the names of patients.")
 @click.option("--store", metavar="URL",
               help="Also store the DICOM objects on this DICOMweb server; nothing is replaced.")  # fmt: skip
+@shared.cluster_options
 @click.option("--fresh", is_flag=True, help="Write all cases again, also those that have not changed.")
 def command(results: str, to: str, out: str, **options: Any) -> CommandOutput:
     """Write results in the format of other software, case by case; resumable.

@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     default=True,
     help="Store the weights with the features, so that a bundle trained on them can scan slides.",
 )
+@shared.cluster_options
 @shared.fresh_option("existing features")
 @shared.retry_failed_option
 @shared.dry_run_option

@@ -194,13 +194,13 @@ cluster_options = combine_decorators(
         "--runner",
         type=click.Choice(["local", "ray"]),
         default="local",
-        help="Scan in this process, or with workers on Ray.",
+        help="Work in this process, or with workers on Ray.",
     ),
     click.option("--address", metavar="HOST:PORT", help="With --runner ray: a running Ray cluster."),
     click.option("--workers", type=click.IntRange(1), help="With --runner ray: number of workers."),
     click.option("--worker-cpus", type=click.IntRange(1), help="With --runner ray: CPU cores of a worker."),
 )
-"""The workers of a scan on Ray."""
+"""The workers on Ray."""
 
 
 def fresh_option(content: str) -> Callable[[Any], Any]:

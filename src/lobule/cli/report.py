@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, lobule_command, progress
 from lobule.cli.export import as_text
 
@@ -20,6 +21,7 @@ from lobule.cli.export import as_text
 @click.option("--pdf", is_flag=True, help="Also write each page as PDF.")
 @click.option("--min-score", type=float, metavar="S", help="Leave out findings with a lower score.")
 @click.option("--show-patients", is_flag=True, help="Write the names of patients.")
+@shared.cluster_options
 @click.option("--fresh", is_flag=True, help="Write all pages again, also those that have not changed.")
 def command(results: str, out: str, **options: Any) -> CommandOutput:
     """Write one self-contained page per case, and index.html about all cases.

@@ -1,4 +1,4 @@
-"""A pool of Ray workers that scan cases: it replaces lost workers and repeats their cases."""
+"""A pool of Ray workers that work on cases: it replaces lost workers and repeats their cases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lobule.cluster.worker import CaseOutcome, WorkerState
 from lobule.cohort import Case
 from lobule.errors import LobuleError, ResultsError
-from lobule.scanning.case_shares import Share
+
+if TYPE_CHECKING:
+    from lobule.scanning.case_shares import Share
 
 log = logging.getLogger("lobule.scan")
 
@@ -34,6 +35,18 @@ class Task:
     """The share of the case to compute; None for the whole case."""
 
 
+class PoolTask(Protocol):
+    """What the pool needs to know about a task."""
+
+    losses: int
+    """How often the worker of the task was lost."""
+
+
+def submit_scan(actor: Any, task: Task) -> Any:
+    """Let a worker scan a case, and return the reference of the call."""
+    return actor.scan.remote(task.order, task.case, task.share)
+
+
 @dataclass(eq=False)
 class Worker:
     """A worker and the tasks that it is working on, by their Ray reference."""
@@ -41,7 +54,7 @@ class Worker:
     actor: Any
     starting: Any
     """The reference of the call of `start`; None when the worker is ready."""
-    tasks: dict[Any, Task] = field(default_factory=dict)
+    tasks: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -53,16 +66,20 @@ class WorkerPool:
     """Creates the actor of a new worker."""
     size: int
     attempts: int
-    on_ready: Callable[[WorkerState], None]
-    on_done: Callable[[Task, CaseOutcome, Any], None]
-    on_lost: Callable[[Task], None]
+    on_ready: Callable[[Any], None]
+    """Called with what a worker reports when it is ready."""
+    on_done: Callable[[Any, Any, Any], None]
+    """Called with a task, its outcome and its worker."""
+    on_lost: Callable[[Any], None]
     """Called with a task whose worker was lost `attempts` times."""
+    submit: Callable[[Any, Any], Any] = submit_scan
+    """Gives a task to a worker, and returns the reference of the call."""
     _workers: list[Worker] = field(default_factory=list)
-    _queue: deque[Task] = field(default_factory=deque)
+    _queue: deque[Any] = field(default_factory=deque)
     _failed_starts: int = 0
     _started_first: bool = False
 
-    def run(self, tasks: Sequence[Task]) -> None:
+    def run(self, tasks: Sequence[PoolTask]) -> None:
         """Run all tasks, in this order as far as possible.
 
         Raises:
@@ -79,7 +96,7 @@ class WorkerPool:
             for worker in self._workers:
                 self.ray.kill(worker.actor)
 
-    def add(self, tasks: Sequence[Task]) -> None:
+    def add(self, tasks: Sequence[PoolTask]) -> None:
         """Add tasks that follow from finished ones. They are run before all others that wait."""
         self._queue.extendleft(reversed(tasks))
 
@@ -104,10 +121,9 @@ class WorkerPool:
             for worker in ready:
                 if self._queue and len(worker.tasks) < most and self._may_take(worker, self._queue[0]):
                     task = self._queue.popleft()
-                    reference = worker.actor.scan.remote(task.order, task.case, task.share)
-                    worker.tasks[reference] = task
+                    worker.tasks[self.submit(worker.actor, task)] = task
 
-    def _may_take(self, worker: Worker, task: Task) -> bool:
+    def _may_take(self, worker: Worker, task: PoolTask) -> bool:
         """Whether a worker may take a task. A task that lost its worker is alone, so no other is blamed."""
         is_suspected = any(other.losses for other in worker.tasks.values())
         return not is_suspected and not (task.losses and worker.tasks)
@@ -156,7 +172,7 @@ class WorkerPool:
 
     def _lose(self, worker: Worker, error: Exception) -> None:
         """Replace a worker that died, and repeat its tasks."""
-        log.warning("a worker was lost (%s); its cases are scanned again", type(error).__name__)
+        log.warning("a worker was lost (%s); its cases are repeated", type(error).__name__)
         if worker.starting is not None:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:

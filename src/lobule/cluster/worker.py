@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lobule import __version__
+from lobule.cluster.case_map import require_version
 from lobule.cohort import Case, Cohort
-from lobule.errors import ConfigError
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
 from lobule.results.store import StoreAddress
@@ -99,14 +99,7 @@ class CaseWorker:
             BundleError: The worker has another bundle than the driver.
         """
         job = self.job
-        if job.lobule != __version__:
-            raise ConfigError(
-                "a worker has another version of Lobule",
-                subject=platform.node(),
-                expected=job.lobule,
-                actual=__version__,
-                remedy="Install the same version on every machine",
-            )
+        require_version(job.lobule)
         with suppress(OSError):  # Another machine may lack the folder; its cases then need absolute paths.
             os.chdir(job.folder)
         self.store = None if job.store is None else job.store.open()

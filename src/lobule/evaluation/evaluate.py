@@ -24,7 +24,7 @@ from lobule.evaluation.maps import measure_maps
 from lobule.evaluation.options import Options
 from lobule.evaluation.patients import check_patient_options, patient_tasks
 from lobule.evaluation.reviewers import ReviewSource, reader_point
-from lobule.evaluation.sources import ANY_SCORE, NOT_SCANNED, CaseResult, Source
+from lobule.evaluation.sources import ANY_SCORE, NOT_SCANNED, CaseResult, Source, read_cases
 from lobule.evaluation.tasks import (
     Task,
     breast_tasks,
@@ -34,6 +34,7 @@ from lobule.evaluation.tasks import (
     measure_task,
 )
 from lobule.evaluation.truth import check_masks
+from lobule.results.case_map import CaseMap, map_here
 from lobule.results.result import RESEARCH_USE, UNSCORED
 
 FORMAT = "lobule-evaluation/1"
@@ -84,6 +85,7 @@ def evaluate_source(
     *,
     against: Source | None = None,
     bundle: str | Path | None = None,
+    map_cases: CaseMap = map_here,
 ) -> Evaluation:
     """Measure a source on a cohort.
 
@@ -93,6 +95,7 @@ def evaluate_source(
         options: What to measure and how.
         against: Another source; the differences on the cases of both sources are added.
         bundle: The bundle of the source, if the source does not state its training patients.
+        map_cases: Reads and matches the cases, for example on several machines.
 
     Returns:
         Every measure with its interval, and the status of every case.
@@ -105,13 +108,13 @@ def evaluate_source(
     check_patient_options(options)
     all_cases, cohort = cohort, _choose_cases(cohort, options)
     overlap = check_overlap(cohort, source, bundle, options.allow_overlap)
-    case_results = [(case, _with_missing_score(source.case_result(case), options)) for case in cohort]
+    case_results = read_cases(source, cohort, options, map_cases)
     other_overlap, other_results = None, None
     if against is not None:
         other_overlap = check_overlap(cohort, against, None, options.allow_overlap, "the other model")
-        other_results = {case.id: _with_missing_score(against.case_result(case), options) for case in cohort}
+        other_results = {case.id: result for case, result in read_cases(against, cohort, options, map_cases)}
     tasks, plan, classes = _build_tasks(cohort, case_results, other_results, options)
-    matched = _match_lesions(case_results, other_results, plan, options)
+    matched = _match_lesions(case_results, other_results, plan, options, map_cases)
     notes = [*_unscored_notes(case_results, options), *_small_group_notes(tasks, options)]
     patients = _patient_report(tasks, all_cases, cohort, (source, against), plan, options)
     data = {
@@ -170,14 +173,6 @@ def _columns_with_values(cohort: Cohort) -> str:
     present = [name for name in standard if any(case.value(name) is not None for case in cohort)]
     present += dict.fromkeys(name for case in cohort for name in case.attributes)
     return ", ".join(present) or "none"
-
-
-def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
-    """Give a case without a result the score `options.missing_score` and no detections."""
-    if result.is_scored or options.missing_score is None:
-        return result
-    no_detections = np.zeros((0, 3))
-    return replace(result, scores={ANY_SCORE: options.missing_score}, detections=no_detections)
 
 
 def _unscored_notes(case_results: CaseResults, options: Options) -> list[str]:
@@ -320,6 +315,7 @@ def _match_lesions(
     other_results: Mapping[str, CaseResult] | None,
     plan: TargetPlan | None,
     options: Options,
+    map_cases: CaseMap,
 ) -> MatchedSlides | None:
     """Match the findings of slides with their lesions; None if no slide has both."""
     slides = [(case, result) for case, result in case_results if case.kind in ("slide", "region")]
@@ -335,7 +331,7 @@ def _match_lesions(
         (case, result, _is_positive(case, plan)) for case, result in slides if case.id not in excluded
     ]
     classes = frozenset(name for target in (plan.targets if plan else ()) for name in target.scores)
-    matched = match_slides(included, options, other_results, classes)
+    matched = match_slides(included, options, other_results, classes, map_cases)
     return replace(matched, left_out={**excluded, **matched.left_out})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lobule.measures.camelyon16 import (
 )
 from lobule.measures.compare import compare_froc
 from lobule.measures.estimate import Floats
+from lobule.results.case_map import CaseMap, map_here
 from lobule.results.result import UNSCORED
 
 
@@ -44,6 +46,7 @@ def match_slides(
     options: Options,
     other_results: Mapping[str, CaseResult] | None = None,
     classes: frozenset[str] = frozenset(),
+    map_cases: CaseMap = map_here,
 ) -> MatchedSlides:
     """Match the detections of slides with their lesions.
 
@@ -52,6 +55,7 @@ def match_slides(
         options: Where the truth comes from and how it is scaled.
         other_results: The results of another source by case.
         classes: Classes of detections that count, where detections have several classes.
+        map_cases: Matches the slides, for example on several machines.
 
     Returns:
         The matched slides. A slide that cannot be matched is listed in `left_out` with the reason.
@@ -59,32 +63,49 @@ def match_slides(
     cases, matches, other_matches = [], [], []
     left_out: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
+    items: list[_Slide] = []
     for case, result, positive in slides:
-        if result.detections is None:
-            if result.is_scored or result.status in ("failed", UNSCORED):
-                left_out[case.id] = result.cause or "the results contain no findings"
-            continue
-        if case.l0_box is not None:
+        if result.detections is not None and case.l0_box is None:
+            items.append((case, result, positive, (other_results or {}).get(case.id)))
+        elif result.detections is not None:
             left_out[case.id] = "a region, not a whole slide"
+        elif result.is_scored or result.status in ("failed", UNSCORED):
+            left_out[case.id] = result.cause or "the results contain no findings"
+    outcomes = map_cases(partial(_match_item, options=options, classes=classes), items)
+    for (case, *_), outcome in zip(items, outcomes, strict=True):
+        if isinstance(outcome, str):
+            left_out[case.id] = outcome
             continue
-        try:
-            truth = read_truth(case, result, positive, options)
-            if isinstance(truth, str):
-                left_out[case.id] = truth
-                continue
-            matches.append(_match_slide(case, result, truth, classes))
-        except LobuleError as error:
-            left_out[case.id] = str(error)
-            continue
+        slide_match, other_match, slide_notes = outcome
         cases.append(case)
-        other_match, problem = _match_other(case, (other_results or {}).get(case.id), truth, classes)
+        matches.append(slide_match)
         other_matches.append(other_match)
-        if problem is not None:
-            notes.setdefault(f"left out of the comparison of lesions: {problem}", []).append(case.id)
-        for note in truth.notes:
+        for note in slide_notes:
             notes.setdefault(note, []).append(case.id)
-    slide_notes = tuple(f"{_join_names(names)}: {note}" for note, names in notes.items())
-    return MatchedSlides(tuple(cases), tuple(matches), left_out, slide_notes, tuple(other_matches))
+    all_notes = tuple(f"{_join_names(names)}: {note}" for note, names in notes.items())
+    in_order = {case.id: left_out[case.id] for case, _, _ in slides if case.id in left_out}
+    return MatchedSlides(tuple(cases), tuple(matches), in_order, all_notes, tuple(other_matches))
+
+
+_Slide = tuple[Case, CaseResult, bool | None, CaseResult | None]
+"""A case, its result, whether it is positive, and the result of the other source."""
+_Match = tuple[SlideMatch, SlideMatch | None, list[str]]
+"""The matches with the detections of both sources, and notes."""
+
+
+def _match_item(item: _Slide, *, options: Options, classes: frozenset[str]) -> _Match | str:
+    """Match the detections of a slide with its lesions, or return the reason why it is left out."""
+    case, result, positive, other = item
+    try:
+        truth = read_truth(case, result, positive, options)
+        if isinstance(truth, str):
+            return truth
+        slide_match = _match_slide(case, result, truth, classes)
+    except LobuleError as error:
+        return str(error)
+    other_match, problem = _match_other(case, other, truth, classes)
+    notes = [] if problem is None else [f"left out of the comparison of lesions: {problem}"]
+    return slide_match, other_match, [*notes, *truth.notes]
 
 
 def _match_slide(case: Case, result: CaseResult, truth: Truth, classes: frozenset[str]) -> SlideMatch:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.cohort import Case
+from lobule.cohort import Case, Cohort
 from lobule.cohort.labels import polarity
 from lobule.cohort.rows import number_of
 from lobule.errors import CaseError, DamagedResults, NotReadable, ResultsError
@@ -20,6 +20,8 @@ from lobule.findings import non_maximum_suppression, suppression_radius
 from lobule.geometry import Size
 from lobule.measures.estimate import Floats
 from lobule.results import CaseFolder, MapReader, Results, open_results
+from lobule.results.case_map import CaseMap
+from lobule.results.folder import COPY_OF
 from lobule.results.result import UNSCORED
 from lobule.stitch import State
 from lobule.units import Mpp
@@ -84,7 +86,9 @@ class ResultsSource:
 
     @property
     def name(self) -> str:
-        return str(self.results.path)
+        """The path or the URL of the results."""
+        url = self.results.path / COPY_OF
+        return url.read_text() if url.exists() else str(self.results.path)
 
     @property
     def bundle(self) -> Mapping[str, Any] | None:
@@ -356,3 +360,22 @@ def open_source(path: str | Path | Sequence[str | Path], options: Options) -> So
 def open_results_source(path: str | Path, options: Options) -> Source:
     """Open a results folder; a submission is an error."""
     return ResultsSource(open_results(path), options)
+
+
+def read_cases(
+    source: Source, cohort: Cohort, options: Options, map_cases: CaseMap
+) -> list[tuple[Case, CaseResult]]:
+    """Return each case with its result."""
+    results = map_cases(source.case_result, cohort.cases)
+    return [
+        (case, _with_missing_score(result, options))
+        for case, result in zip(cohort.cases, results, strict=True)
+    ]
+
+
+def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
+    """Give a case without a result the score `options.missing_score` and no detections."""
+    if result.is_scored or options.missing_score is None:
+        return result
+    no_detections = np.zeros((0, 3))
+    return replace(result, scores={ANY_SCORE: options.missing_score}, detections=no_detections)

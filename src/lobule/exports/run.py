@@ -11,9 +11,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lobule.files import (
     write_json,
 )
 from lobule.results import open_results
+from lobule.results.case_map import CaseMap, map_here
 from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, PARTIAL, RESEARCH_USE
 from lobule.reviews import FOLDER as REVIEWS
@@ -100,6 +102,7 @@ def export_results(
     options: ExportOptions | None = None,
     fresh: bool = False,
     progress: Callable[[str], None] = lambda case: None,
+    map_cases: CaseMap = map_here,
 ) -> ExportReport:
     """Export a results folder.
 
@@ -113,6 +116,7 @@ def export_results(
         options: Options of the format.
         fresh: Write all cases again.
         progress: Called with the name of each case that is done.
+        map_cases: Runs the cases, for example on several machines.
 
     Returns:
         A report that lists the files, and what is missing, for each case.
@@ -127,23 +131,22 @@ def export_results(
     export = find_export(to) if isinstance(to, str) else to
     export.check(options)
     opened = open_results(results)
-    library = Library([Source(opened.path.name, opened)], cohort, None if slides is None else Path(slides))
-    entries = chosen_entries(library, cases)
+    export_case = _CaseExport(to, options, opened.path, cohort, slides, Path(out), fresh)
+    names = chosen_names(export_case.entries, cases)
     folder = make_folder(out)
     if folder.resolve() == opened.path.resolve():
         raise UsageError("this is the results folder itself", subject=out, remedy="Use another --out folder")
     with lock_folder(folder):
-        run = _Run(export, options, library, opened.path, folder, fresh)
-        records = [run.record_of(entry, progress) for entry in entries]
-        files = run.finish(records)
-        report = ExportReport(folder, export.name, tuple(records), run.skipped, tuple(files))
+        outcomes = map_cases(export_case, names, done=progress, if_lost=_lost)
+        records, skipped = [record for record, _ in outcomes], sum(is_skipped for _, is_skipped in outcomes)
+        files = export_case.run.finish(records)
+        report = ExportReport(folder, export.name, tuple(records), skipped, tuple(files))
         write_json(folder / f"{export.name}.export.json", report.to_dict())
     return report
 
 
-def chosen_entries(library: Library, cases: Sequence[str]) -> list[Entry]:
-    """Return the cases with these names, or all. Raises `UsageError` for a name without a case."""
-    entries = {entry.name: entry for entry in library.entries()}
+def chosen_names(entries: Mapping[str, Entry], cases: Sequence[str]) -> list[str]:
+    """Return these names of cases, or all. Raises `UsageError` for a name without a case."""
     for name in cases:
         if name not in entries:
             from difflib import get_close_matches
@@ -153,12 +156,50 @@ def chosen_entries(library: Library, cases: Sequence[str]) -> list[Entry]:
                 f"the results have no case '{name}'",
                 remedy=f"Did you mean '{near[0]}'?" if near else "`lobule info RESULTS` lists the cases",
             )
-    return [entries[name] for name in dict.fromkeys(cases)] if cases else list(entries.values())
+    return list(dict.fromkeys(cases)) if cases else list(entries)
+
+
+@dataclass(frozen=True)
+class _CaseExport:
+    """Exports one case by its name. Each process opens the results itself, so they are not pickled."""
+
+    to: str | Export
+    options: ExportOptions
+    results: Path
+    cohort: Cohort | None
+    slides: str | Path | None
+    folder: Path
+    fresh: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _CaseExport, tuple(getattr(self, item.name) for item in fields(self))
+
+    @cached_property
+    def run(self) -> _Run:
+        export = find_export(self.to) if isinstance(self.to, str) else self.to
+        source = Source(self.results.name, open_results(self.results))
+        library = Library([source], self.cohort, None if self.slides is None else Path(self.slides))
+        return _Run(export, self.options, library, self.results, self.folder, self.fresh)
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        return {entry.name: entry for entry in self.run.library.entries()}
+
+    def __call__(self, name: str) -> tuple[CaseRecord, bool]:
+        """Export a case. Return its record, and whether an earlier call had exported it."""
+        skipped = self.run.skipped
+        record = self.run.record_of(self.entries[name])
+        return record, self.run.skipped > skipped
+
+
+def _lost(name: str, losses: int) -> tuple[CaseRecord, bool]:
+    problem = f"The process that exported the case died {losses} times. It may need more memory."
+    return CaseRecord(name, "unfinished", error=problem), False
 
 
 @dataclass
 class _Run:
-    """One call of an export."""
+    """One call of an export, in one process."""
 
     export: Export
     options: ExportOptions
@@ -169,12 +210,7 @@ class _Run:
     skipped: int = 0
     _owners: dict[str, str] = field(default_factory=dict)
 
-    def record_of(self, entry: Entry, progress: Callable[[str], None]) -> CaseRecord:
-        record = self._record_of(entry)
-        progress(entry.name)
-        return record
-
-    def _record_of(self, entry: Entry) -> CaseRecord:
+    def record_of(self, entry: Entry) -> CaseRecord:
         if entry.folder is None or not entry.folder.path.is_dir():
             return _not_exported(entry.name, "not started")
         case = ExportCase(self.library, entry, self.results)

@@ -19,6 +19,7 @@ from lobule.features.npy import read_challenge_file
 from lobule.features.tokens import TokenFile, read_token_file
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.result import RESEARCH_USE
+from lobule.results.store_copies import local_results
 from lobule.slides.normalised import Normalisation
 
 MANIFEST = "features.json"
@@ -87,6 +88,13 @@ class FeatureManifest:
         """The path of the file of tokens of a case."""
         folder = f"tokens_{self.encoding.folder_name}"
         return root / frame.folder_name / folder / f"{quote(frame.name, safe=' ')}.h5"
+
+
+def coords_path_of(features_path: Path) -> Path:
+    """Return the path of the coordinates file that belongs to a feature file, in both layouts."""
+    patches = features_path.parent.parent / "patches"
+    is_clam = features_path.parent.name == "h5_files"
+    return patches / (features_path.name if is_clam else f"{features_path.stem}_patches.h5")
 
 
 def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
@@ -244,12 +252,13 @@ def open_features(path: str | Path) -> FeatureFolder:
     """Open a folder of features written by `lobule features`, TRIDENT, CLAM, STAMP or Owkin's challenges.
 
     Args:
-        path: The folder. If it contains features of several encoders, pass one of its subfolders.
+        path: The folder. If it contains features of several encoders, pass one of its subfolders. The URL of
+            features of one encoder in an object store is copied to this machine first.
 
     Raises:
         NotReadable: There is no such folder.
     """
-    root = Path(path)
+    root = local_results(path, subfolder="scan")
     if not root.is_dir():
         raise NotReadable(
             "there is no such folder of features",

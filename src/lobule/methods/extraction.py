@@ -29,7 +29,7 @@ from lobule.features import (
     write_features,
     write_tokens,
 )
-from lobule.features.folder import ENCODER, clear_folder
+from lobule.features.folder import ENCODER, MANIFEST, clear_folder, coords_path_of
 from lobule.features.frame import Encoding, folder_name
 from lobule.features.hdf5 import read_feature_file
 from lobule.files import make_folder
@@ -37,6 +37,7 @@ from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
+from lobule.results.store import ResultsStore, results_at
 from lobule.results.tables import Columns, TableReader
 from lobule.scanning.cases import Progress
 from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
@@ -172,6 +173,12 @@ class ExtractionPredictor:
     ) -> None:
         self.model, self.outputs, self.root = model, tuple(outputs), root
 
+    @property
+    def bundle(self) -> dict[str, Any]:
+        """What identifies the encoders in the results."""
+        hashes = [output.manifest.encoding.hash for output in self.outputs]
+        return {"method": "features", "fingerprint": "+".join(hashes), "classes": []}
+
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return slide_images(case, options, self.model.tiling.stains)
 
@@ -209,6 +216,8 @@ def extract(
     fresh: bool = False,
     retry_failed: bool = False,
     progress: Progress | None = None,
+    store: ResultsStore | None = None,
+    run: Callable[..., ScanReport] | None = None,
 ) -> ScanReport:
     """Extract the features of every case of a cohort; running it again continues an interrupted extraction.
 
@@ -224,34 +233,74 @@ def extract(
         fresh: Delete existing features in the folder first.
         retry_failed: Process cases and tiles again that failed before.
         progress: Receives the progress of the scan.
+        store: The object store of the features, if `out` is its scratch folder (see `features_at`).
+        run: Runs the scan instead of `lobule.scanning.scan.scan`, for example on several machines. It is
+            called with the same arguments, except that the model is left out.
 
     Raises:
         ConfigError: The encoder does not accept tiles of this size.
         ResultsError: The folder contains features of another encoder or of other tiles.
     """
     encoders = [encoder] if isinstance(encoder, Encoder) else list(encoder)
-    tile_encoders = _tile_encoders(encoders, extraction)
-    for tile_encoder in tile_encoders:
+    root = Path(out)
+    for tile_encoder in _tile_encoders(encoders, extraction):
         tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created
-    folders = [Path(out)] if len(encoders) == 1 else [Path(out) / folder_name(one.name) for one in encoders]
     if fresh:
-        with lock_folder(make_folder(out) / SCAN):
-            for folder in folders:
+        with lock_folder(make_folder(root) / SCAN):
+            for folder in _folders(encoders, root):
                 clear_folder(folder)
-    outputs = [_output(one, extraction, folder) for one, folder in zip(tile_encoders, folders, strict=True)]
-    root = make_folder(out)
-    clear_cases_without_files(root)
-    model = tile_encoders[0] if len(tile_encoders) == 1 else TileEncoders(tile_encoders)
-    predictor = ExtractionPredictor(model, outputs, root)
-    hashes = [output.manifest.encoding.hash for output in outputs]
-    bundle: dict[str, Any] = {"method": "features", "fingerprint": "+".join(hashes), "classes": []}
+    predictor = open_extraction(encoders, extraction, root)
+    if store is None:
+        clear_cases_without_files(root)
+    else:
+        for output in predictor.outputs:
+            store.publish_file(output.root / MANIFEST)
+            store.publish_missing(output.root / ENCODER)
+    arguments: dict[str, Any] = {
+        "fresh": fresh,
+        "retry_failed": retry_failed,
+        "progress": progress,
+        "store": store,
+    }
     try:
-        return scan(
-            predictor, bundle, cohort, root / SCAN, options, machine,
-            fresh=fresh, retry_failed=retry_failed, progress=progress,
-        )  # fmt: skip
+        if run is not None:
+            return run(predictor.bundle, cohort, root / SCAN, options, machine, **arguments)
+        return scan(predictor, predictor.bundle, cohort, root / SCAN, options, machine, **arguments)
     finally:
         delete_tables(root)
+
+
+def open_extraction(encoders: Sequence[Encoder], extraction: Extraction, root: Path) -> ExtractionPredictor:
+    """Create or reopen the folders of the encoders, and return the predictor that fills them.
+
+    Raises:
+        ConfigError: An encoder does not accept tiles of this size.
+        ResultsError: A folder contains features of another encoder or of other tiles.
+    """
+    tile_encoders, folders = _tile_encoders(encoders, extraction), _folders(encoders, root)
+    outputs = [_output(one, extraction, folder) for one, folder in zip(tile_encoders, folders, strict=True)]
+    model = tile_encoders[0] if len(tile_encoders) == 1 else TileEncoders(tile_encoders)
+    return ExtractionPredictor(model, outputs, make_folder(root))
+
+
+def _folders(encoders: Sequence[Encoder], root: Path) -> list[Path]:
+    return [root] if len(encoders) == 1 else [root / folder_name(one.name) for one in encoders]
+
+
+@contextmanager
+def features_at(out: str | Path, fresh: bool = False) -> Iterator[tuple[Path, ResultsStore | None]]:
+    """Yield the folder on this machine that features are written to, and its store if `out` is a URL."""
+    with results_at(out, SCAN, fresh, further_files=feature_files, omitted=("tables",)) as opened:
+        yield opened
+
+
+def feature_files(folder: CaseFolder) -> list[Path]:
+    """Return the files of the features of a finished case: features, their positions, and tokens."""
+    result, root = folder.result or {}, folder.path.parents[2]
+    features = result.get("features", [])
+    paths = [root / str(path) for path in (features if isinstance(features, list) else [features])]
+    tokens = [root / str(path) for path in result.get("tokens", [])]
+    return [*paths, *(coords_path_of(path) for path in paths), *tokens]
 
 
 def _tile_encoders(encoders: Sequence[Encoder], extraction: Extraction) -> list[TileEncoder]:

@@ -15,6 +15,7 @@ from lobule.reports import case as case_report
 from lobule.reports.cohort import PAGE, CohortReport, cohort_page, evaluated
 from lobule.reports.pdf import need_pdf, write_pdf
 from lobule.results import Results, open_results
+from lobule.results.case_map import CaseMap, map_here
 from lobule.results.map_check import why_maps_are_hidden
 
 
@@ -31,6 +32,7 @@ def write_reports(
     show_patients: bool = False,
     fresh: bool = False,
     progress: Callable[[str], None] = lambda case: None,
+    map_cases: CaseMap = map_here,
 ) -> ExportReport:
     """Write `cases/NAME.html` for each case and `index.html` about all of them.
 
@@ -52,7 +54,7 @@ def write_reports(
     options = ExportOptions(min_score=min_score, show_patients=show_patients)
     return export_results(
         results, report, out, cases=cases, cohort=cohort, slides=slides, options=options, fresh=fresh,
-        progress=progress,
+        progress=progress, map_cases=map_cases,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ CASES = "cases"
 SUMMARY = "results.csv"
 VERSION = ".version-in-store"
 """File of a case folder with the version of its list of files in the store; only finished cases have it."""
+FEATURE_MANIFEST = "features.json"
 REMAINING = (PLAN, RESULT, FILES, VERSION)
 """What remains in the scratch folder of a case that is finished in the store."""
 
@@ -63,7 +64,7 @@ class ResultsStore:
     @property
     def address(self) -> StoreAddress:
         """What a worker on another machine needs to open the same store."""
-        return StoreAddress(self.objects.url, self.subfolder, self.omitted)
+        return StoreAddress(self.objects.url, self.subfolder, self.further_files, self.omitted)
 
     @property
     def results(self) -> Path:
@@ -89,6 +90,9 @@ class ResultsStore:
         if self._key(self.results / SCAN) not in listing:
             self._delete_scratch(self.root)  # The scratch folder is from results that were deleted since.
         self.pull_settings()
+        for key in listing:
+            if self.subfolder and key.endswith(FEATURE_MANIFEST):
+                self._pull_file(self.root / key)
         local = {path.name for path in (self.results / CASES).glob("*") if path.is_dir()}
         versions = {
             name: entry.version if (entry := listing.get(f"{cases}{name}/{FILES}")) else None
@@ -100,11 +104,13 @@ class ResultsStore:
     def pull_settings(self) -> None:
         """Bring the files that all cases share to this machine."""
         for name in (SCAN, PATIENTS, WORK):
-            path = self.results / name
-            stored = self.objects.read(self._key(path))
-            if stored is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(path, stored[0])
+            self._pull_file(self.results / name)
+
+    def _pull_file(self, path: Path) -> None:
+        stored = self.objects.read(self._key(path))
+        if stored is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, stored[0])
 
     def refresh(self, folder: CaseFolder) -> None:
         """Bring the record of one case to this machine, if the case is finished in the store."""
@@ -228,6 +234,11 @@ class ResultsStore:
         if path.is_file():
             self.objects.write(self._key(path), path)
 
+    def publish_missing(self, path: Path) -> None:
+        """Copy a file into the store if it exists here and not there."""
+        if path.is_file() and self.objects.version(self._key(path)) is None:
+            self.objects.write(self._key(path), path)
+
     def publish_run(self, name: str) -> None:
         """Copy the record of a run. The scan goes on if that fails."""
         try:
@@ -247,11 +258,18 @@ class ResultsStore:
         self.publish_file(self.results / RECORD)
         self.publish_file(self.results / SUMMARY)
 
+    def _is_of_features(self, key: str) -> bool:
+        return key.endswith((FEATURE_MANIFEST, ".h5", ".safetensors"))
+
     def clear(self) -> None:
         """Delete an earlier scan from the store, the lists of files first."""
         cases, runs = (self._key(self.results / name) + "/" for name in (CASES, RUNS))
         files = {self._key(self.results / name) for name in (SCAN, PATIENTS, WORK, SUMMARY, RECORD)}
-        keys = [key for key in self.objects.objects() if key.startswith((cases, runs)) or key in files]
+        keys = [
+            key
+            for key in self.objects.objects()
+            if key.startswith((cases, runs)) or key in files or (self.subfolder and self._is_of_features(key))
+        ]
         lists = [key for key in keys if key.endswith(f"/{FILES}")]
         self.objects.delete(lists)
         self.objects.delete(set(keys) - set(lists))
@@ -263,24 +281,31 @@ class StoreAddress:
 
     url: str
     subfolder: str = ""
+    further_files: Callable[[CaseFolder], Sequence[Path]] = _no_further_files
     omitted: tuple[str, ...] = ()
 
     def open(self) -> ResultsStore:
         """Open the store without its lock, which the driver has."""
         objects = ObjectFolder(self.url)
-        root = scratch_folder(objects.url) / "folder"
+        root = scratch_of(objects.url)
         (root / self.subfolder).mkdir(parents=True, exist_ok=True)
-        return ResultsStore(objects, root, self.subfolder, omitted=self.omitted)
+        return ResultsStore(objects, root, self.subfolder, None, self.further_files, self.omitted)
 
 
-def scratch_folder(url: str) -> Path:
+def scratch_of(url: str) -> Path:
     """Return the scratch folder of a URL, in the cache of the user (`LOBULE_CACHE`)."""
-    return cache_folder() / "results" / hashlib.sha256(url.encode()).hexdigest()[:32]
+    name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
+    return cache_folder() / "results" / name / "folder"
 
 
 @contextmanager
 def results_at(
-    out: str | Path, subfolder: str = "", fresh: bool = False
+    out: str | Path,
+    subfolder: str = "",
+    fresh: bool = False,
+    *,
+    further_files: Callable[[CaseFolder], Sequence[Path]] = _no_further_files,
+    omitted: tuple[str, ...] = (),
 ) -> Iterator[tuple[Path, ResultsStore | None]]:
     """Yield the folder on this machine that a scan writes to, and its store if `out` is a URL.
 
@@ -288,6 +313,8 @@ def results_at(
         out: A local folder, or the URL of a folder in an object store.
         subfolder: The results folder below it.
         fresh: Delete an earlier scan from the store first.
+        further_files: Returns the files of a case that are outside of its folder.
+        omitted: Subfolders of a case that are not copied into the store.
 
     Raises:
         UsageError: The URL cannot be written to.
@@ -298,9 +325,9 @@ def results_at(
         return
     objects = ObjectFolder(str(out))
     objects.require_writable()
-    home = scratch_folder(objects.url)
-    with _lock_scratch(home, objects.url), StoreLock(objects) as lock:
-        store = ResultsStore(objects, home / "folder", subfolder, lock)
+    root = scratch_of(objects.url)
+    with _lock_scratch(root.parent, objects.url), StoreLock(objects) as lock:
+        store = ResultsStore(objects, root, subfolder, lock, further_files, omitted)
         if fresh:
             store.clear()
         store.pull()
