@@ -29,14 +29,14 @@ def lobule(path: str, port: int) -> None:
 
 def bare(path: str, port: int) -> None:
     """An ASGI application that does nothing but return the bytes that Lobule's server sends."""
-    from lobule.server.pixels import Pixels
+    from lobule.server.slide_tiles import Slides
 
-    pixels = Pixels()
-    image = pixels.open(path, None)
+    slides = Slides()
+    image = slides.open(path, None)
     size, tile = image.levels[0].size, image.levels[0].tile
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
     bodies = {
-        f"/{column}/{row}.jpg": pixels.stored_tile(image, 0, column, row)
+        f"/{column}/{row}.jpg": slides.stored_tile(image, 0, column, row)
         for column in range(columns)
         for row in range(rows)
     }

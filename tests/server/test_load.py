@@ -17,7 +17,7 @@ import uvicorn
 
 from lobule.server.app import create_app
 from lobule.server.library import Library, Source
-from lobule.server.pixels import Pixels
+from lobule.server.slide_tiles import Slides
 from lobule.stitch import State
 from tests.server.support import begin, build_scene, squares, write_case
 
@@ -89,14 +89,14 @@ def test_aborted_requests_are_not_decoded_and_block_nobody(
     base, port = server
     urls = [url.removeprefix(base) for url in urls_of(base) if "/tiles/" in url][12:]
     decoded: list[int] = []
-    decode = Pixels.decoded_tile
+    decode = Slides.decoded_tile
 
-    def slow(self: Pixels, *arguments) -> bytes:
+    def slow(self: Slides, *arguments) -> bytes:
         decoded.append(1)
         time.sleep(0.05)
         return decode(self, *arguments)
 
-    monkeypatch.setattr(Pixels, "decoded_tile", slow)
+    monkeypatch.setattr(Slides, "decoded_tile", slow)
     for number in range(ABORTED):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             url = urls[number % len(urls)]

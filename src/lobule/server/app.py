@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -20,6 +21,7 @@ from lobule.server.options import ServerOptions
 from lobule.server.review_routes import router as review_router
 from lobule.server.routes import router
 from lobule.server.service import Service
+from lobule.server.tile_processes import MOST_PROCESSES, TileProcesses
 from lobule.server.tiles import Tiles
 
 __all__ = ["STATIC", "Library", "ServerOptions", "create_app", "is_built", "new_token"]
@@ -30,22 +32,32 @@ STATIC = Path(__file__).parent / "static"
 def create_app(library: Library, options: ServerOptions | None = None) -> App:
     """Return the ASGI application of the viewer."""
     options = options or ServerOptions()
+    service = Service(library, options)
+    cores = os.cpu_count() or 1
+    processes = TileProcesses(min(cores - 1, MOST_PROCESSES))
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        processes.may_start = True
+        yield
+        await processes.close()
+
     api = FastAPI(
         title="Lobule viewer",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        lifespan=lifespan,
     )
-    service = api.state.service = Service(library, options)
+    api.state.service = service
     api.include_router(router)
     api.include_router(review_router)
     api.add_api_route("/{path:path}", _page, methods=["GET"], include_in_schema=False)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(LobuleError, _lobule_error)
     api.add_exception_handler(OSError, _os_error)
-    tiles = Tiles(library, service.pixels, os.cpu_count() or 1)
-
+    tiles = Tiles(library, service.pixels.slides, cores, processes)
     return Gate(api, tiles, options.hosts, options.token)
 
 

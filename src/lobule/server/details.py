@@ -15,7 +15,8 @@ from lobule.server.exams import other_exams
 from lobule.server.library import Entry, ImageFile, Library
 from lobule.server.map_tiles import SIDE, level_count
 from lobule.server.options import ServerOptions
-from lobule.server.pixels import OpenedImage, Pixels
+from lobule.server.pixels import Pixels
+from lobule.server.slide_tiles import OpenedImage
 
 STANDARD_FIELDS = frozenset(
     {

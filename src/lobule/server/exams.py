@@ -8,7 +8,7 @@ from typing import Any
 from lobule.errors import LobuleError
 from lobule.mammograms.dicom import examine_dicom
 from lobule.server.library import Entry, Library
-from lobule.server.pixels import file_version
+from lobule.server.slide_tiles import file_version
 
 DATE_COLUMNS = ("date", "study_date", "acquired", "year")
 """Columns of a cohort that state when an exam was acquired, in the order in which they are tried."""

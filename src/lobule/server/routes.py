@@ -31,7 +31,8 @@ from lobule.server.answers import (
 )
 from lobule.server.differences import difference_cells, difference_range, reduce_difference
 from lobule.server.map_tiles import highest_cells, map_tile, tile_of_cells
-from lobule.server.pixels import MAX_REGION_SIDE, encode, exam_picture
+from lobule.server.pixels import MAX_REGION_SIDE, exam_picture
+from lobule.server.slide_tiles import encode
 
 GALLERY = 10
 GALLERY_UM = 250.0

@@ -22,7 +22,8 @@ from lobule.server.finding_tiles import CaseFindings
 from lobule.server.library import Entry, Library
 from lobule.server.map_tiles import MapCells, ScoreRange
 from lobule.server.options import ServerOptions
-from lobule.server.pixels import ByteCache, OpenedImage, Pixels, file_version
+from lobule.server.pixels import ByteCache, Pixels
+from lobule.server.slide_tiles import OpenedImage, file_version
 from lobule.stitch import State
 
 FINDINGS_BYTES = 256 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from contextlib import suppress
@@ -39,11 +40,22 @@ def _serve_with_uvicorn(app: App, listening: socket.socket) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1,
+        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=1,
         server_header=False, date_header=False, proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
+    _spare_lasting_objects()
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _spare_lasting_objects() -> None:
+    """Tell the garbage collector that what is there when a server starts remains.
+
+    Tiles in memory are many small objects. Looking through the others again took a sixth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _serve_with_granian(app: App, listening: socket.socket) -> None:
@@ -56,7 +68,7 @@ def _serve_with_granian(app: App, listening: socket.socket) -> None:
     address, port = listening.getsockname()[:2]
     listening.close()
     server = Server(
-        app, address=address, port=port, interface=Interfaces.ASGINL, backlog=512, log_enabled=False,
+        app, address=address, port=port, interface=Interfaces.ASGI, backlog=512, log_enabled=False,
         websockets=False,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The route of image tiles: a plain ASGI application, because it answers most of the requests.
 
-Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded in a bounded pool of threads,
-or at once where that has turned out to be faster than waiting for a thread.
+Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded in a bounded pool of threads.
+Where that takes less time than waiting for a thread, they are decoded by the server itself, one at a time,
+and by a few processes if there are many.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple
 
 from lobule.errors import LobuleError
 from lobule.server.gate import IMAGE_HEADERS, Receive, Scope, Send, answer
 from lobule.server.library import Library
-from lobule.server.pixels import ByteCache, OpenedImage, Pixels
+from lobule.server.pixels import ByteCache
+from lobule.server.slide_tiles import OpenedImage, Slides
+from lobule.server.tile_processes import NotDecoded, Tile, TileProcesses, TileQueue
 
 PATH = re.compile(r"/tiles/([0-9a-f]{24})/([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})\.jpg")
 IMMUTABLE = b"private, max-age=31536000, immutable"
@@ -25,7 +29,11 @@ CHECK_SECONDS = 0.2
 MAX_RECENT = 16
 FAST_SECONDS = 0.002
 """Tiles of a level that take less time are decoded at once: waiting for a thread would take longer."""
+SLOW_SECONDS = 0.01
+"""Tiles that take more time by the clock are decoded by threads."""
 MAX_TIMED_LEVELS = 1000
+BUSY_SECONDS = 0.02
+"""Processes are started when tiles take more than this time to decode within a second."""
 READY_BYTES = 96 << 20
 """Tiles, stored and encoded ones, that stay in memory."""
 CASE_ID = slice(len("/tiles/"), len("/tiles/") + 24)
@@ -45,31 +53,41 @@ class DecodingTimes:
     """Decides whether the tiles of a level are decoded at once or by a thread."""
 
     def __init__(self) -> None:
-        self._averages: dict[tuple[bytes, int], float] = {}
+        self._averages: dict[tuple[bytes, int], tuple[float, float]] = {}
+        """Seconds per tile by the processor's time, and by the clock where tiles were decoded at once."""
 
     def are_fast(self, image: OpenedImage, level: int) -> bool:
-        return self._averages.get((image.tag, level), inf) < FAST_SECONDS
+        return self._averages.get((image.tag, level), (inf, 0.0))[0] < FAST_SECONDS
 
-    def add(self, image: OpenedImage, level: int, seconds: float, *, by_thread: bool) -> None:
-        """Add the time of a tile: that of the processor if a thread has decoded it, else that of the clock.
+    def add(
+        self, image: OpenedImage, level: int, processor_seconds: float, clock_seconds: float | None = None
+    ) -> None:
+        """Add the time of a tile; `clock_seconds` only if all other requests have waited for it.
 
-        A level whose tiles were slow by the clock, for example on a slow disk, remains with the threads.
+        A level whose tiles were slow by the clock, for example on a slow disk, remains with the threads. On a
+        busy machine, the clock runs on while others use the processor, so this limit is higher.
         """
         key = image.tag, level
-        average = 0.8 * self._averages.get(key, seconds) + 0.2 * seconds
+        processor, clock = self._averages.get(key, (processor_seconds, 0.0))
+        processor = 0.8 * processor + 0.2 * processor_seconds
+        clock = clock if clock_seconds is None else 0.8 * clock + 0.2 * clock_seconds
         if len(self._averages) >= MAX_TIMED_LEVELS:
             self._averages.clear()
-        self._averages[key] = average if by_thread or average < FAST_SECONDS else inf
+        self._averages[key] = processor if clock < SLOW_SECONDS else inf, clock
 
 
 class Tiles:
     """Serves `/tiles/CASE/LEVEL/COLUMN/ROW.jpg`; level 0 is the finest."""
 
-    def __init__(self, library: Library, pixels: Pixels, threads: int) -> None:
-        self.library, self.pixels = library, pixels
+    def __init__(
+        self, library: Library, slides: Slides, threads: int, processes: TileProcesses | None = None
+    ) -> None:
+        self.library, self.slides = library, slides
+        self._processes = processes or TileProcesses(0)
+        self._queue = TileQueue(self._processes, self._decode_at_once)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
-        self._threads = threads
-        self._slots: asyncio.Semaphore | None = None
+        self._slots = asyncio.Semaphore(2 * threads)
+        self._window_start = self._window_seconds = 0.0
         self._times = DecodingTimes()
         self._ready = ByteCache(READY_BYTES)
         self._recent: dict[str, tuple[float, OpenedImage]] = {}
@@ -116,7 +134,7 @@ class Tiles:
             if ready is not None and ready.image is image:
                 data: bytes | None = ready.body["body"]
             else:
-                data = self.pixels.stored_tile(image, level, column, row)
+                data = self.slides.stored_tile(image, level, column, row)
             if data is None:
                 data = await self._decoded(image, level, column, row, receive)
         except (OSError, LobuleError):
@@ -140,7 +158,7 @@ class Tiles:
             return recent[1]
         self._recent.pop(case_id, None)
         file = self.library.images(self.library.entry(case_id))["slide"]
-        image = self.pixels.open(file.path, file.mpp)
+        image = self.slides.open(file.path, file.mpp)
         if len(self._recent) >= MAX_RECENT:
             self._recent.clear()
         self._recent[case_id] = now, image
@@ -149,29 +167,45 @@ class Tiles:
     async def _decoded(
         self, image: OpenedImage, level: int, column: int, row: int, receive: Receive
     ) -> bytes | None:
-        """Decode a tile at once or when a thread is free; None if the client has gone by then."""
-        if self._times.are_fast(image, level):
-            start = time.monotonic()
-            data = self.pixels.decoded_tile(image, level, column, row)
-            self._times.add(image, level, time.monotonic() - start, by_thread=False)
-            return data
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(2 * self._threads)
+        """Decode a tile when a process or thread is free; None if the client has gone by then."""
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
+            if self._times.are_fast(image, level):
+                with suppress(NotDecoded):
+                    return await self._queue.add((image, level, column, row), gone)
             async with self._slots:
                 if gone.done():
                     return None
+                start = time.monotonic()
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._pool, self._decode_timed, image, level, column, row)
+                data = await loop.run_in_executor(self._pool, self._decode_timed, image, level, column, row)
+                self._count(time.monotonic() - start)
+                return data
         finally:
             gone.cancel()
 
+    def _decode_at_once(self, tile: Tile) -> bytes:
+        start, processor_start = time.monotonic(), time.thread_time()
+        data = self.slides.decoded_tile(*tile)
+        seconds = time.monotonic() - start
+        self._times.add(*tile[:2], time.thread_time() - processor_start, seconds)
+        self._count(seconds)
+        return data
+
     def _decode_timed(self, image: OpenedImage, level: int, column: int, row: int) -> bytes:
         start = time.thread_time()
-        data = self.pixels.decoded_tile(image, level, column, row)
-        self._times.add(image, level, time.thread_time() - start, by_thread=True)
+        data = self.slides.decoded_tile(image, level, column, row)
+        self._times.add(image, level, time.thread_time() - start)
         return data
+
+    def _count(self, seconds: float) -> None:
+        """Start the processes if tiles took much time to decode within the last second."""
+        now = time.monotonic()
+        if now - self._window_start > 1:
+            self._window_start, self._window_seconds = now, 0.0
+        self._window_seconds += seconds
+        if self._window_seconds > BUSY_SECONDS:
+            self._processes.start()
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -94,6 +94,8 @@ class Backend(Protocol):
         megabytes. It is known before anything is decoded.
         `colour_profile: bytes | None`: the ICC profile of the pixels.
         `stored_jpeg(level, column, row) -> bytes | None`: one tile as the file stores it, as a JPEG stream.
+        `decoded_tile(level, column, row) -> RGB | None`: one tile, at least as large as its area inside the
+        level, without the copy that `read` makes.
     """
 
     @property

@@ -196,6 +196,13 @@ class TiffBackend:
             return None
         return bytes(stream) if stream[-2:] == EOI else bytes(stream) + EOI
 
+    def decoded_tile(self, level: int, column: int, row: int) -> RGB | None:
+        """One tile, which is not copied or cached; None if its file is remote and has to be read ahead.
+
+        The tile is at least as large as its area inside the level.
+        """
+        return None if self._file.is_remote else self._decode(Tile(level, 1, column, row))
+
     def read_associated(self, name: str) -> RGB:
         layer = self._associated_layers[name]
         if layer.size.area > MAX_ASSOCIATED_PIXELS:

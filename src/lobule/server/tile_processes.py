@@ -1,0 +1,254 @@
+"""Tiles that are decoded quickly: by processes that the server has started, and by the server itself.
+
+Threads would take twice the processor time, because they wait for the interpreter's lock several times per
+tile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from lobule.errors import LobuleError
+from lobule.errors import LobuleError
+from lobule.server.slide_tiles import OpenedImage
+from lobule.server.tile_process import FAILED, LENGTH, request_line
+
+MOST_PROCESSES = 4
+"""More of them would wait for the server, which sends the tiles."""
+MOST_WAITING = 8
+"""Requests that a process has received: enough that it works on while the server decodes a tile."""
+START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])  # The modules of the server, and none from the current folder.
+from lobule.server.tile_process import main
+main()
+"""
+END_SECONDS = 2.0
+
+
+Tile = tuple[OpenedImage, int, int, int]
+"""An image and a level, a column and a row."""
+
+
+Tile = tuple[OpenedImage, int, int, int]
+"""An image and a level, a column and a row."""
+
+
+class TileProcess(asyncio.SubprocessProtocol):
+    """One process and the requests that it has not answered."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._received = bytearray()
+        self.is_ready = False
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.waiting: deque[asyncio.Future[bytes | None]] = deque()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def decode(self, tile: Tile, answer: asyncio.Future[bytes | None]) -> None:
+        """Request a tile. The answer is set to its JPEG, or to an error."""
+        self.waiting.append(answer)
+        self._transport.get_pipe_transport(0).write(request_line(*tile))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        received = self._received
+        received += data
+        while len(received) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(received)
+            end = LENGTH.size + max(0, length)
+            if len(received) < end:
+                return
+            if not self.is_ready:
+                self.is_ready = True
+            elif not (answer := self.waiting.popleft()).done():
+                if length == FAILED:
+                    answer.set_exception(NotDecoded())
+                else:
+                    answer.set_result(bytes(received[LENGTH.size : end]))
+            del received[:end]
+
+    def pipe_connection_lost(self, fd: int, error: Exception | None) -> None:
+        self._give_up()
+
+    def process_exited(self) -> None:
+        self._give_up()
+        self.ended.set_result(None)
+
+    def _give_up(self) -> None:
+        self.is_ready = False
+        while self.waiting:
+            answer = self.waiting.popleft()
+            if not answer.done():
+                answer.set_exception(ProcessEnded())
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class NotDecoded(Exception):
+    """A process cannot decode a tile, or its file has changed. The server then reports the error."""
+
+
+class NotDecoded(Exception):
+    """A process cannot decode a tile, or its file has changed. The server decodes it and reports the error."""
+
+
+class ProcessEnded(OSError):
+    """A process has ended before it has answered, for example because there was no memory left."""
+
+
+class TileProcesses:
+    """Processes that are started when they are needed, and end with the server.
+
+    Args:
+        count: Number of processes; 0 never starts any.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.may_start = False
+        """Only a server that closes the processes when it ends may start them."""
+        self._processes: list[TileProcess] = []
+        self._starting: asyncio.Task[None] | None = None
+
+    def free(self) -> TileProcess | None:
+        """Return the process with the fewest requests; None if all have enough, or none is running."""
+        ready = [one for one in self._processes if one.is_ready and len(one.waiting) < MOST_WAITING]
+        return min(ready, key=lambda one: len(one.waiting)) if ready else None
+
+    def start(self) -> None:
+        """Start the processes in the background, once."""
+        if self.may_start and self.count and self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def close(self) -> None:
+        """End the processes."""
+        self.may_start = False
+        if self._starting is not None:
+            await self._starting
+        for process in self._processes:
+            process.close()
+        if self._processes:
+            await asyncio.wait([process.ended for process in self._processes], timeout=END_SECONDS)
+        self._processes.clear()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
+        # Ctrl-C reaches the processes of the terminal's group; these end when the server ends.
+        group = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
+        with suppress(OSError, NotImplementedError):  # Without processes, the server decodes tiles itself.
+            for _ in range(self.count):
+                _, process = await loop.subprocess_exec(TileProcess, *command, stderr=None, **group)
+                self._processes.append(process)
+
+
+class TileQueue:
+    """Tiles that wait for a process or for the server itself, whichever is free first.
+
+    Args:
+        processes: The processes.
+        decode: Decodes a tile in the server.
+    """
+
+    def __init__(self, processes: TileProcesses, decode: Callable[[Tile], bytes]) -> None:
+        self._processes, self._decode = processes, decode
+        self._waiting: deque[tuple[Tile, asyncio.Future[bytes | None], asyncio.Future[None]]] = deque()
+
+    def add(self, tile: Tile, gone: asyncio.Future[None]) -> asyncio.Future[bytes | None]:
+        """Return a future tile; None if the client has gone before it was decoded.
+
+        Raises:
+            NotDecoded: A process cannot decode the tile.
+            ProcessEnded: A process ended before it answered, perhaps because of this tile.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes | None] = loop.create_future()
+        self._waiting.append((tile, answer, gone))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._step)
+        return answer
+
+    def _step(self) -> None:
+        """Give tiles to the processes and decode one here. The loop then looks at its connections again."""
+        is_decoded = False
+        while self._waiting and not is_decoded:
+            tile, answer, gone = self._waiting[0]
+            process = self._processes.free()
+            if gone.done():
+                answer.set_result(None)
+            elif process is not None:
+                process.decode(tile, answer)
+            else:
+                is_decoded = True
+                self._decode_here(tile, answer)
+            self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _decode_here(self, tile: Tile, answer: asyncio.Future[bytes | None]) -> None:
+        try:
+            answer.set_result(self._decode(tile))
+        except (OSError, LobuleError) as error:
+            answer.set_exception(error)
+
+
+class TileQueue:
+    """Tiles that wait for a process or for the server itself, whichever is free first.
+
+    Args:
+        processes: The processes.
+        decode: Decodes a tile in the server.
+    """
+
+    def __init__(self, processes: TileProcesses, decode: Callable[[Tile], bytes]) -> None:
+        self._processes, self._decode = processes, decode
+        self._waiting: deque[tuple[Tile, asyncio.Future[bytes | None], asyncio.Future[None]]] = deque()
+
+    def add(self, tile: Tile, gone: asyncio.Future[None]) -> asyncio.Future[bytes | None]:
+        """Return a future tile; None if the client has gone before it was decoded.
+
+        Raises:
+            NotDecoded: A process cannot decode the tile.
+            ProcessEnded: A process ended before it answered, perhaps because of this tile.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes | None] = loop.create_future()
+        self._waiting.append((tile, answer, gone))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._step)
+        return answer
+
+    def _step(self) -> None:
+        """Give tiles to the processes and decode one here. The loop then looks at its connections again."""
+        is_decoded = False
+        while self._waiting and not is_decoded:
+            tile, answer, gone = self._waiting[0]
+            process = self._processes.free()
+            if gone.done():
+                answer.set_result(None)
+            elif process is not None:
+                process.decode(tile, answer)
+            else:
+                is_decoded = True
+                self._decode_here(tile, answer)
+            self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _decode_here(self, tile: Tile, answer: asyncio.Future[bytes | None]) -> None:
+        try:
+            answer.set_result(self._decode(tile))
+        except (OSError, LobuleError) as error:
+            answer.set_exception(error)
