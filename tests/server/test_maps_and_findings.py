@@ -6,18 +6,21 @@ import os
 import struct
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
 from starlette.testclient import TestClient
 
+from lobule.errors import DamagedResults
 from lobule.findings import Finding
 from lobule.results import open_results
 from lobule.results.map_check import store_map_check
-from lobule.server import finding_tiles
+from lobule.server import finding_columns, finding_tiles
 from lobule.server.events import Watcher
 from lobule.server.library import Library, Source
 from lobule.stitch import State
@@ -297,6 +300,10 @@ def test_counting_findings_does_not_sort_or_list_them(scene: Scene, monkeypatch:
         case = case_ids(client)["one"]
         listed = client.get(f"/api/cases/{case}/findings").json()
         counted = client.get(f"/api/cases/{case}/findings", params={"limit": 0}).json()
+        for image in counted["images"].values():
+            params = {"image": "slide", "level": image["levels"] - 1, "column": 0, "row": 0}
+            top = client.get(f"/api/cases/{case}/finding-tile", params=params).content
+            assert b64decode(image.pop("top")) == top
         assert counted == listed | {"findings": []}
     monkeypatch.setattr(finding_tiles, "_descending", None)
     monkeypatch.setattr(finding_tiles, "LIST_FIELDS", None)
@@ -316,3 +323,36 @@ def test_opening_findings_does_not_import_pandas(scene: Scene) -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["10", "False"]
+
+
+@pytest.mark.parametrize("names", [["image"], ["label", "image"], []])
+def test_columns_are_read_in_batches_with_missing_texts(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding_columns, "BATCH_ROWS", 100)
+    rng = np.random.default_rng(0)
+    texts = {
+        "label": [None if one % 7 == 0 else f"class {one % 300:03}" for one in range(1050)],
+        "image": [("L-CC", "R-CC", None)[one] for one in rng.integers(0, 3, 1050)],
+    }
+    x, y = rng.integers(-5, 1 << 40, (2, 1050))
+    scores = [None if one % 11 == 0 else float(one) for one in range(1050)]
+    rows = {"l0_x": x, "l0_y": y, "score": scores} | {name: texts[name] for name in names}
+    pq.write_table(pa.table(rows), tmp_path / "findings.parquet", row_group_size=333)
+    columns = finding_columns.read_columns(tmp_path / "findings.parquet")
+    assert np.array_equal(columns.l0_x, np.minimum(x, 2**31 - 1))
+    assert np.array_equal(columns.l0_y, np.minimum(y, 2**31 - 1))
+    assert np.array_equal(columns.score, np.array(scores, np.float32), equal_nan=True)
+    labels = [one or "" for one in texts["label"]] if "label" in names else [""] * 1050
+    images = [one or "slide" for one in texts["image"]] if "image" in names else ["slide"] * 1050
+    known = sorted(set(labels))[:255]
+    assert columns.labels == tuple(known)
+    assert [known[code] for code in columns.label] == [one if one in known else "" for one in labels]
+    assert columns.images == tuple(sorted(set(images)))
+    assert [columns.images[code] for code in columns.image] == images
+
+
+def test_findings_without_positions_are_damage(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"score": [0.5], "l0_x": ["left"]}), tmp_path / "findings.parquet")
+    with pytest.raises(DamagedResults, match="the findings are damaged"):
+        finding_columns.read_columns(tmp_path / "findings.parquet")

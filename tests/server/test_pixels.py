@@ -25,6 +25,7 @@ from tests.server.support import (
     write_case,
     write_jpeg_slide,
 )
+from tests.slides.sample_files import CODINGS, tile_frames, write_dicom
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,30 @@ def test_stored_tiles_are_sent_unchanged(tmp_path: Path, rgb: bool) -> None:
             assert sent.shape == (256, 256, 3)  # Edge tiles have the full size, and the client crops them.
             difference = np.abs(sent[: shape[1], : shape[2]].astype(int) - expected)
             assert difference.max() <= 3, (index, difference.max())
+
+
+@pytest.mark.parametrize("coding", ["jpeg", "rgb jpeg"])
+def test_frames_of_dicom_slides_are_sent_unchanged(tmp_path: Path, coding: str) -> None:
+    pixels = squares(300, 260)
+    paths = write_dicom(tmp_path / "slide", [pixels], tile=128, coding=coding, sparse={(1, 1)})
+    results = begin(tmp_path, ["a"])
+    write_case(results, "a", paths[0], np.zeros((4, 4), np.float32), np.full((4, 4), 2, np.uint8), [])
+    frames = tile_frames(pixels, 128)
+    encode = CODINGS[coding][2]
+    with client_of(results) as client:
+        case = case_ids(client)["a"]
+        for index, frame in enumerate(frames):
+            row, column = divmod(index, 3)
+            sent = client.get(f"/tiles/{case}/0/{column}/{row}.jpg").content
+            if (column, row) == (1, 1):  # Not stored.
+                assert np.all(decoded(sent) == 255)
+                continue
+            stored = encode(frame)
+            assert stored[stored.index(b"\xff\xda") :] in sent and sent.endswith(b"\xff\xd9")
+            adobe = sent.index(b"Adobe")
+            assert sent[adobe + 11] == (0 if coding == "rgb jpeg" else 1)
+            assert np.abs(decoded(sent).astype(int) - frame).max() <= 24, (column, row)
+            assert np.abs(decoded(sent).astype(int) - frame).mean() < 2
 
 
 def test_levels_have_their_own_ratios(scene: Scene) -> None:

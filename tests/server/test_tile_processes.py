@@ -95,8 +95,12 @@ def test_a_process_and_the_server_share_the_work_and_give_the_same_tiles(
 def test_tiles_of_clients_that_have_gone_are_not_decoded(image: OpenedImage) -> None:
     decoded: list[int] = []
 
+    def decode(tile: tile_processes.Tile) -> bytes:
+        decoded.append(tile[2])
+        return bytes([tile[2]])
+
     async def run() -> list[bytes | None]:
-        queue = TileQueue(TileProcesses(0), lambda tile: bytes([(decoded.append(tile[2]), tile[2])[1]]))
+        queue = TileQueue(TileProcesses(0), decode)
         waiting = never(300)
         futures = [queue.add((image, 0, number % 11, 0), gone) for number, gone in enumerate(waiting)]
         for gone in waiting[1:-1]:

@@ -79,12 +79,22 @@ def jpeg_frame(pixels: RGB) -> bytes:
     return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=92, subsampling="444"))
 
 
+def rgb_jpeg_frame(pixels: RGB) -> bytes:
+    """A JPEG whose samples are red, green and blue, which nothing in the stream states."""
+    stream = imagecodecs.jpeg8_encode(
+        np.ascontiguousarray(pixels), level=92, subsampling="444", colorspace="RGB", outcolorspace="RGB"
+    )
+    at = stream.find(b"\xff\xee")
+    return bytes(stream if at < 0 else stream[:at] + stream[at + 16 :])
+
+
 def jpeg2000_frame(pixels: RGB) -> bytes:
     return bytes(imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="j2k"))
 
 
 CODINGS: dict[str, tuple[str, str, Callable[[RGB], bytes]]] = {
     "jpeg": (JPEGBaseline8Bit, "YBR_FULL_422", jpeg_frame),
+    "rgb jpeg": (JPEGBaseline8Bit, "RGB", rgb_jpeg_frame),
     "jpeg2000": (JPEG2000Lossless, "YBR_RCT", jpeg2000_frame),
     "native": (ExplicitVRLittleEndian, "RGB", np.ndarray.tobytes),
 }

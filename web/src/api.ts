@@ -92,7 +92,8 @@ export interface FindingsPage {
   total: number;
   findings: Finding[];
   labels: string[];
-  images: Record<string, { count: number; tile_side: number; levels: number }>;
+  /** `top` is the tile that covers all findings, in base64. */
+  images: Record<string, { count: number; tile_side: number; levels: number; top?: string }>;
   /** The findings have been requested but not received. */
   isPending?: boolean;
 }

@@ -58,6 +58,14 @@ export class FindingLayer {
     readonly label: string | null = null,
   ) {}
 
+  /** Use the tile that covers all findings, which the server has sent with their number. */
+  putTop(base64: string): void {
+    const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+    const level = this.levels - 1;
+    this.tiles.set(`${level}/0/0`, parse(bytes.buffer, this.tileSide * 2 ** level, 0, 0));
+    this.onFirst();
+  }
+
   /** The finest level whose tiles are large enough on the screen. */
   level(box: [number, number, number, number], pxPerL0: number): number {
     let level = 0;

@@ -174,6 +174,7 @@ export class SlideView implements OverlaySource {
     const meta = this.page.images[this.imageName];
     const size: [number, number] = [this.image.width, this.image.height];
     this.findings = meta ? new FindingLayer(this.detail.id, this.imageName, meta.tile_side, meta.levels, size, () => this.overlay.refresh(), label) : null;
+    if (meta?.top && label === null) this.findings?.putTop(meta.top);
     this.redraw();
   }
 

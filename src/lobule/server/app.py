@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -26,6 +28,8 @@ from lobule.server.tiles import Tiles
 
 __all__ = ["STATIC", "Library", "ServerOptions", "create_app", "is_built", "new_token"]
 
+MAP_LIBRARY = "zarr"
+"""Importing it takes a third of a second, so it is imported before the first map is opened."""
 STATIC = Path(__file__).parent / "static"
 
 
@@ -39,6 +43,7 @@ def create_app(library: Library, options: ServerOptions | None = None) -> App:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         processes.may_start = True
+        threading.Thread(target=import_module, args=(MAP_LIBRARY,)).start()
         yield
         await processes.close()
 

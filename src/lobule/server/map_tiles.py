@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lobule.results import MapReader
 from lobule.results.maps import MapInfo
-from lobule.stitch import State, States, reduce_map
+from lobule.stitch import Scores, State, States, reduce_map
 
 SIDE = 256
 BORDER = 1
@@ -53,8 +53,25 @@ class ScoreRange:
         return cls(low, high if high > low else low + 1)
 
 
+class LoadedMap:
+    """A small map in memory: its tiles, which a page requests together, need the same chunks."""
+
+    def __init__(self, reader: MapReader) -> None:
+        self.info = reader.info
+        self._scores, self._states = reader.read(slice(0, reader.info.rows), slice(0, reader.info.columns))
+        self.nbytes = self._scores.nbytes + self._states.nbytes
+
+    def read(self, rows: slice, columns: slice) -> tuple[Scores, States]:
+        return self._scores[:, rows, columns], self._states[rows, columns]
+
+    @staticmethod
+    def bytes_of(info: MapInfo) -> int:
+        """Return the memory that a map would need."""
+        return info.rows * info.columns * (4 * len(info.classes) + 1)
+
+
 def map_tile(
-    reader: MapReader, index: int, level: int, column: int, row: int, score_range: ScoreRange
+    reader: MapReader | LoadedMap, index: int, level: int, column: int, row: int, score_range: ScoreRange
 ) -> bytes:
     """Return one tile of one class of a map, compressed with zlib."""
 

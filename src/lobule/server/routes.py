@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Annotated, Any
 
 import numpy as np
@@ -143,13 +144,16 @@ def map_tile_route(
     if column * side >= reader.info.columns or row * side >= reader.info.rows:
         raise HTTPException(404, "There is no such tile.")
 
-    def compute() -> bytes:
-        score_range = service.score_range(reader, layer)
-        return map_tile(reader, layer, level, column, row, score_range)
-
     assert entry.folder is not None
     result = entry.folder.path / RESULT
-    if not result.exists():
+    is_finished = result.exists()
+
+    def compute() -> bytes:
+        cells = service.finished_map(reader) if is_finished else reader
+        score_range = service.score_range(reader, layer, cells)
+        return map_tile(cells, layer, level, column, row, score_range)
+
+    if not is_finished:
         tile = service.tile_of_running_scan(reader, (layer, level, column, row), compute)
         return binary_answer(request, tile, BINARY, compressed=True)
     key = str(reader.path), layer, level, column, row, result.stat().st_mtime_ns
@@ -215,14 +219,18 @@ def findings(
 ) -> dict[str, Any]:
     """A page of the findings, highest score first, and how the tiles of each image are divided.
 
-    With the limit 0, only the counts and tiles are stated, which is faster where the findings are many.
+    With the limit 0, only the counts and tiles are stated, which is faster where the findings are many. The
+    tile that covers all findings of an image is included in base64, so that they are shown at once.
     """
     loaded = service_of(request).findings(service_of(request).entry(case_id))
     total, page = loaded.page(offset, limit, label)
-    images = {
+    images: dict[str, dict[str, Any]] = {
         name: {"count": len(image), "tile_side": image.tile_side, "levels": image.levels}
         for name, image in loaded.images.items()
     }
+    if not limit:
+        for name, image in loaded.images.items():
+            images[name]["top"] = b64encode(image.tile(image.levels - 1, 0, 0)).decode()
     return {"total": total, "findings": page, "labels": list(loaded.labels), "images": images}
 
 

@@ -20,13 +20,15 @@ from lobule.server.differences import cells_of_map, cells_of_truth
 from lobule.server.events import Watcher
 from lobule.server.finding_tiles import CaseFindings
 from lobule.server.library import Entry, Library
-from lobule.server.map_tiles import MapCells, ScoreRange
+from lobule.server.map_tiles import LoadedMap, MapCells, ScoreRange
 from lobule.server.options import ServerOptions
 from lobule.server.pixels import ByteCache, Pixels
 from lobule.server.slide_tiles import OpenedImage, file_version
 from lobule.stitch import State
 
 FINDINGS_BYTES = 256 << 20
+LOADED_BYTES, MOST_LOADED_BYTES = 64 << 20, 16 << 20
+"""Memory for small maps, and the largest map that counts as small."""
 SETTLED_NS = 20_000_000
 """A chunk that was written less than this ago may be followed by another one with the same time."""
 
@@ -38,7 +40,9 @@ class Service:
         self.library, self.options = library, options
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
-        self._findings_lock, self._running_lock, self._range_lock = Lock(), Lock(), Lock()
+        self._findings_lock, self._running_lock = Lock(), Lock()
+        self._range_lock, self._loading_lock = Lock(), Lock()
+        self._loaded = ByteCache(LOADED_BYTES)
         self._readers = ByteCache(128)
         self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -83,6 +87,18 @@ class Service:
             reader = MapReader(path)
             self._readers.put(key, reader, 1)
         return reader
+
+    def finished_map(self, reader: MapReader) -> MapReader | LoadedMap:
+        """Return a map of a finished scan, in memory if it is small."""
+        if LoadedMap.bytes_of(reader.info) > MOST_LOADED_BYTES:
+            return reader
+        key = str(reader.path), (reader.path / "zarr.json").stat().st_mtime_ns
+        with self._loading_lock:  # A page that opens a case requests several tiles at once.
+            loaded: LoadedMap | None = self._loaded.get(key)
+            if loaded is None:
+                loaded = LoadedMap(reader)
+                self._loaded.put(key, loaded, loaded.nbytes)
+        return loaded
 
     def opened(self, case_id: str) -> OpenedImage:
         """Return the opened slide of a case; 404 if it has none."""
@@ -143,14 +159,22 @@ class Service:
             key = str(reader.path), position, tuple(sorted(times.items()))
             return self.pixels.cached(key, compute)
 
-    def score_range(self, reader: MapReader, layer: int) -> ScoreRange:
-        """Return the range of a map's scores. Only chunks that were not looked at before are read."""
+    def score_range(
+        self, reader: MapReader, layer: int, cells: MapReader | LoadedMap | None = None
+    ) -> ScoreRange:
+        """Return the range of a map's scores. Only chunks that were not looked at before are read.
+
+        Args:
+            reader: The map.
+            layer: The class.
+            cells: The same map, if it is in memory.
+        """
         key = str(reader.path), layer, (reader.path / "zarr.json").stat().st_mtime_ns
         with self._range_lock:  # A page that opens a case requests several tiles that need the range.
             chunks, low, high = self._ranges.get(key, (frozenset(), np.inf, -np.inf))
             written = reader.written()
             for chunk in sorted(written - chunks):
-                scores, states = reader.read(*reader.info.chunk_cells(chunk))
+                scores, states = (cells or reader).read(*reader.info.chunk_cells(chunk))
                 scored = scores[layer][states == State.SCORED]
                 if scored.size:
                     low, high = min(low, float(scored.min())), max(high, float(scored.max()))

@@ -11,11 +11,9 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lobule.errors import LobuleError
 from lobule.errors import LobuleError
 from lobule.server.slide_tiles import OpenedImage
 from lobule.server.tile_process import FAILED, LENGTH, request_line
@@ -31,11 +29,6 @@ from lobule.server.tile_process import main
 main()
 """
 END_SECONDS = 2.0
-
-
-Tile = tuple[OpenedImage, int, int, int]
-"""An image and a level, a column and a row."""
-
 
 Tile = tuple[OpenedImage, int, int, int]
 """An image and a level, a column and a row."""
@@ -100,10 +93,6 @@ class NotDecoded(Exception):
     """A process cannot decode a tile, or its file has changed. The server then reports the error."""
 
 
-class NotDecoded(Exception):
-    """A process cannot decode a tile, or its file has changed. The server decodes it and reports the error."""
-
-
 class ProcessEnded(OSError):
     """A process has ended before it has answered, for example because there was no memory left."""
 
@@ -152,56 +141,6 @@ class TileProcesses:
             for _ in range(self.count):
                 _, process = await loop.subprocess_exec(TileProcess, *command, stderr=None, **group)
                 self._processes.append(process)
-
-
-class TileQueue:
-    """Tiles that wait for a process or for the server itself, whichever is free first.
-
-    Args:
-        processes: The processes.
-        decode: Decodes a tile in the server.
-    """
-
-    def __init__(self, processes: TileProcesses, decode: Callable[[Tile], bytes]) -> None:
-        self._processes, self._decode = processes, decode
-        self._waiting: deque[tuple[Tile, asyncio.Future[bytes | None], asyncio.Future[None]]] = deque()
-
-    def add(self, tile: Tile, gone: asyncio.Future[None]) -> asyncio.Future[bytes | None]:
-        """Return a future tile; None if the client has gone before it was decoded.
-
-        Raises:
-            NotDecoded: A process cannot decode the tile.
-            ProcessEnded: A process ended before it answered, perhaps because of this tile.
-        """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[bytes | None] = loop.create_future()
-        self._waiting.append((tile, answer, gone))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._step)
-        return answer
-
-    def _step(self) -> None:
-        """Give tiles to the processes and decode one here. The loop then looks at its connections again."""
-        is_decoded = False
-        while self._waiting and not is_decoded:
-            tile, answer, gone = self._waiting[0]
-            process = self._processes.free()
-            if gone.done():
-                answer.set_result(None)
-            elif process is not None:
-                process.decode(tile, answer)
-            else:
-                is_decoded = True
-                self._decode_here(tile, answer)
-            self._waiting.popleft()
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._step)
-
-    def _decode_here(self, tile: Tile, answer: asyncio.Future[bytes | None]) -> None:
-        try:
-            answer.set_result(self._decode(tile))
-        except (OSError, LobuleError) as error:
-            answer.set_exception(error)
 
 
 class TileQueue:

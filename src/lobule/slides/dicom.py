@@ -157,6 +157,22 @@ class _Plane:
         with self.decode_lock if self.is_large else nullcontext():
             return jpeg.decode(stream, header.width, header.height, reduce)
 
+    def stored_jpeg(self, column: int, row: int) -> bytes | None:
+        """One tile as the file stores it, as a complete JPEG stream; None if it has to be decoded."""
+        if not self.is_jpeg or self.frames is not None:  # A server must not be waited for.
+            return None
+        try:
+            frame = self._encoded(column, row)
+            if frame is None or len(frame) > jpeg.MAX_STORED_BYTES:
+                return None
+            stream, header = self._completed(frame)
+        except Exception:  # Decoding the tile reports the damage.
+            return None
+        if Size(header.width, header.height) != self.tile or header.samples not in (1, 3):
+            return None
+        trimmed = bytes(stream).rstrip(b"\0")  # Frames are padded to an even number of bytes.
+        return trimmed if trimmed.endswith(jpeg.EOI) else bytes(stream) + jpeg.EOI
+
 
 class _BadTile(Exception):
     def __init__(self, tile_index: tuple[int, int], cause: str) -> None:
@@ -229,6 +245,9 @@ class DicomBackend:
             return opened.levels[level].read(box, reduce, self.cache, level)
         except _BadTile as bad:
             raise damaged_tile(self.path, self.levels, level, bad.tile_index, bad.cause) from bad
+
+    def stored_jpeg(self, level: int, column: int, row: int) -> bytes | None:
+        return self._files().levels[level].stored_jpeg(column, row)
 
     def read_associated(self, name: str) -> RGB:
         opened = self._files()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lobule.slides.backend import RGB
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+MAX_STORED_BYTES = 1 << 24
+"""Largest compressed tile that `stored_jpeg` returns."""
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Start-of-frame markers that libjpeg-turbo decodes: baseline, extended and progressive."""
 _OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})

@@ -25,7 +25,7 @@ from lobule.object_stores import ObjectFile, ObjectRanges
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import EOI, Bytes, TileBuffer, has_other_decoder
+from lobule.slides.jpeg import EOI, MAX_STORED_BYTES, Bytes, TileBuffer, has_other_decoder
 from lobule.slides.read_ahead import Range, ReadAhead
 from lobule.slides.tiff_metadata import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
@@ -35,9 +35,6 @@ MAX_ASSOCIATED_PIXELS = 1 << 28
 REDUCTIONS = (1, 2, 4, 8)
 REFUSALS = 8
 """After libturbojpeg refused this many tiles of a level, it is no longer used for that level."""
-
-MAX_STORED_BYTES = 1 << 24
-"""Largest compressed tile that `stored_jpeg` returns."""
 
 SPOILED = (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError)
 """The exceptions that codecs raise for damaged bytes."""
