@@ -13,7 +13,8 @@ The client is `wrk` with 50 connections. Servers take turns in every round, and 
 counts. Tiles that have to be decoded (deflate, 256 x 256) are requested once each from new processes, so that
 no cache helps; then a few of them are requested again, so that every contender sends them from its cache.
 large_image encodes JPEG with quality 95 and colours of full resolution by Pillow, its default; Lobule with
-quality 88 and colours of half resolution by libjpeg-turbo.
+quality 88 and colours of half resolution by libjpeg-turbo. "large_image, same JPEG" uses the same
+quality and resolution of colours as Lobule.
 
     python benchmarks/server.py --prepare    once: installs TIAToolbox in a separate environment under .peers/
     python benchmarks/server.py              five rounds of 8 s, and ten minutes of load for the memory
@@ -60,7 +61,9 @@ NATIVE = (
     "large_image in ASGI, no ICC",
     "tiatoolbox",
 )
-DECODED = ("lobule", "large_image", "large_image, no ICC")
+DECODED = ("lobule", "large_image", "large_image, no ICC", "large_image, same JPEG")
+WARM_SECONDS = 3.0
+"""The first requests open the file and start threads and processes."""
 LUA = """
 local urls, threads = {}, {}
 for line in io.lines(os.getenv("WRK_URLS")) do urls[#urls + 1] = line end
@@ -275,8 +278,8 @@ def measure_decoded(
         with started(DECODED, slide) as servers:  # New processes, whose caches are empty.
             for name, server in servers.items():
                 few = positions[:FEW_TILES]
-                server.load(few, 1, folder)  # The first requests open the file and start threads.
-                load = server.load(positions[FEW_TILES:], seconds, folder, once=True)
+                server.load(few, WARM_SECONDS, folder)
+                load = server.load(positions[FEW_TILES:], 10, folder, once=True)
                 first.setdefault(name, []).append(load.per_second)
                 again.setdefault(name, []).append(server.load(few, seconds, folder).per_second)
     return first, again
@@ -355,6 +358,7 @@ def ratios(
         "native_over_large_image_in_asgi": lobule / per_second["large_image in ASGI, no ICC"],
         "of_bare_asgi": lobule / per_second["bare ASGI"],
         "decoded_over_large_image": decoded["lobule"] / best(decoded),
+        "decoded_over_large_image_same_jpeg": decoded["lobule"] / decoded["large_image, same JPEG"],
         "decoded_again_over_large_image": repeated["lobule"] / best(repeated),
         "p95_ms": statistics.median(load.p95_ms for load in loads),
         "errors": float(sum(load.errors for load in loads)),

@@ -51,13 +51,13 @@ def bare(path: str, port: int) -> None:
     run_uvicorn(app, port)
 
 
-def large_image_tornado(path: str, port: int, *, correct: bool = True) -> None:
+def large_image_tornado(path: str, port: int, *, correct: bool = True, **jpeg: int) -> None:
     """large_image's own tile server, which its Jupyter viewer uses."""
     import large_image
     from large_image.tilesource.jupyter import launch_tile_server
 
     large_image.config.setConfig("icc_correction", correct)
-    source = large_image.open(path, encoding="JPEG")
+    source = large_image.open(path, encoding="JPEG", **jpeg)
 
     async def serve() -> None:
         launch_tile_server(source, port)
@@ -102,6 +102,9 @@ CONTENDERS: dict[str, Callable[[str, int], None]] = {
     "bare ASGI": bare,
     "large_image": large_image_tornado,
     "large_image, no ICC": lambda path, port: large_image_tornado(path, port, correct=False),
+    "large_image, same JPEG": lambda path, port: large_image_tornado(
+        path, port, correct=False, jpegQuality=88, jpegSubsampling=2
+    ),
     "large_image in ASGI, no ICC": large_image_asgi,
     "tiatoolbox": tiatoolbox,
 }
