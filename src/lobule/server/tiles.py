@@ -33,7 +33,7 @@ SLOW_SECONDS = 0.01
 """Tiles that take more time by the clock are decoded by threads."""
 MAX_TIMED_LEVELS = 1000
 BUSY_SECONDS = 0.02
-"""Processes are started when tiles take more than this time to decode within a second."""
+"""Processes are started when fast tiles take more than this time to decode within a second."""
 READY_BYTES = 96 << 20
 """Tiles, stored and encoded ones, that stay in memory."""
 CASE_ID = slice(len("/tiles/"), len("/tiles/") + 24)
@@ -176,11 +176,8 @@ class Tiles:
             async with self._slots:
                 if gone.done():
                     return None
-                start = time.monotonic()
                 loop = asyncio.get_running_loop()
-                data = await loop.run_in_executor(self._pool, self._decode_timed, image, level, column, row)
-                self._count(time.monotonic() - start)
-                return data
+                return await loop.run_in_executor(self._pool, self._decode_timed, image, level, column, row)
         finally:
             gone.cancel()
 
