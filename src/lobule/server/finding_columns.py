@@ -124,6 +124,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def numbers(column: Any) -> NDArray[Any]:
     """Return a column of numbers as an array. `column.to_numpy` would import pandas first, which is slow."""
+    if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
+        raise ValueError(f"a column has {column.type} instead of numbers")
     arrays = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     if column.null_count:
         values: NDArray[Any] = np.array(column.to_pylist(), np.float64)
