@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,10 @@ from lobule.methods.scannet.predictor import DensePredictor
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.results import open_results
+from lobule.results.folder import begin_results
 from lobule.results.runs import read_runs
+from lobule.scanning.contract import Batch, Predictor
+from lobule.scanning.engine import options_to_dict
 from lobule.scanning.scan import scan
 from tests.cluster.driver import ONE_THREAD, Job, driver, outcome_of, wait_for
 from tests.cluster.support import SlowPredictor, SlowSource
@@ -122,6 +126,43 @@ def test_a_worker_with_another_version_is_refused(tmp_path: Path) -> None:
     job = ScanJob(SlowSource(), str(tmp_path), EVERYWHERE, SMALL, Cohort(()), False, "changed", lobule="0.0")
     with pytest.raises(ConfigError, match="another version of Lobule"):
         CaseWorker(job).start()
+
+
+class FailingSource(SlowSource):
+    """Loads a model whose card is lost with the first batch of a case."""
+
+    def load(self) -> Predictor:
+        class Failing(SlowPredictor):
+            def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
+                if batch.pixels.any():  # The batch for choosing the form is black.
+                    raise RuntimeError("CUDA error: unspecified launch failure")
+                return super().forward(key, batch)
+
+        return Failing(0)
+
+
+def test_a_worker_whose_card_is_lost_ends_and_another_completes_the_case(
+    slides: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver replaces workers that end. Here, both workers are objects in this process."""
+    monkeypatch.setattr("lobule.scanning.pipeline.responds", lambda _: False)
+    monkeypatch.setattr("os._exit", sys.exit)
+    case = slides.cases[0]
+    settings = {"bundle": BUNDLE, "options": options_to_dict(EVERYWHERE), "cases": [case.id]}
+    begin_results(tmp_path, settings)
+
+    def scan_with(source: SlowSource) -> str:
+        job = ScanJob(source, str(tmp_path), EVERYWHERE, SMALL, Cohort((case,)), False, "changed")
+        worker = CaseWorker(job)
+        worker.start()
+        try:
+            return worker.scan(0, case).status
+        finally:
+            worker.stop()
+
+    with pytest.raises(SystemExit):
+        scan_with(FailingSource())
+    assert scan_with(SlowSource()) == "complete"
 
 
 @needs_ray
