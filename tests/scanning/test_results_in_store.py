@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,9 @@ import pytest
 
 from lobule import object_stores
 from lobule.api import extract_features
+from lobule.cli import ABOUT, COMMANDS
+from lobule.cli.base import LazyGroup, run
+from lobule.cli.view import open_library
 from lobule.cluster.scan import scan_on_ray
 from lobule.cluster.session import ClusterOptions
 from lobule.cohort import Cohort
@@ -349,6 +353,18 @@ def test_copies_are_bounded(objects: Objects, slides: Cohort, monkeypatch: pytes
     assert local_results(URL, only_records=True)
     with pytest.raises(TooLarge, match=LIMIT_VARIABLE):
         local_results(URL)
+
+
+def test_commands_accept_the_url(objects: Objects, slides: Cohort, capfd: pytest.CaptureFixture[str]) -> None:
+    scan_to_store(slides)
+    entries = open_library([URL], None, None).entries()
+    assert sorted(entry.name for entry in entries) == sorted(case.id for case in slides)
+    capfd.readouterr()
+    commands = LazyGroup("lobule", COMMANDS, help=ABOUT, version=True)
+    run(commands, ("info", URL, "--json"))
+    assert json.loads(capfd.readouterr().out)["counts"] == {"complete": 3, "failed": 1}
+    run(commands, ("info", URL, "--watch", "--every", "0.1"))
+    assert "4 of 4 finished" in capfd.readouterr().out
 
 
 def test_reviews_in_a_copy_are_refused(objects: Objects, slides: Cohort) -> None:
