@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lobule.errors import DamagedResults, ResultsError
@@ -21,6 +23,7 @@ from lobule.results.tables import TableInfo, TableReader, TableWriter
 from lobule.results.writing import write_findings
 from lobule.stitch import State
 from lobule.units import Mpp
+from tests.scanning.support import tree
 
 
 def info_of(width: int, height: int, stride: int, cells: int, fields: int = 3) -> MapInfo:
@@ -93,6 +96,71 @@ def test_a_chunk_of_nothing_but_zeros_is_written_and_read(tmp_path: Path) -> Non
     scores, states = reader.read(rows, columns)
     assert (states == State.SCORED).all()
     assert not scores.any()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.booleans())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_small_maps_have_the_bytes_that_zarr_writes(
+    tmp_path: Path, rows: int, columns: int, high: int, wide: int, with_resolution: bool
+) -> None:
+    um = (8.1, 16.2) if with_resolution else None
+    info = MapInfo("Karte ä", "slide", ("a", "b"), rows, columns, (32.0, 16.5), um, (high, wide))
+    direct, by_zarr = (Path(tempfile.mkdtemp(dir=tmp_path), "m") for _ in range(2))
+    writer, group = MapWriter(direct, info), zarr.create_group(by_zarr, attributes=info.to_attributes())
+    blosc = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+    common: Any = {"compressors": blosc, "config": {"write_empty_chunks": True}}
+    score = group.create_array(
+        "score", shape=(2, rows, columns), dtype="float32", chunks=(2, high, wide), fill_value=0.0,
+        dimension_names=("class", "y", "x"), **common,
+    )  # fmt: skip
+    state = group.create_array(
+        "state", shape=(rows, columns), dtype="uint8", chunks=(high, wide), fill_value=0,
+        dimension_names=("y", "x"), **common,
+    )  # fmt: skip
+    rng = np.random.default_rng(rows)
+    for chunk in info.chunks:
+        block = info.chunk_cells(chunk)
+        shape = [part.stop - part.start for part in block]
+        states = rng.integers(0, 4, shape).astype(np.uint8)
+        scores = np.where(states == State.SCORED, rng.random((2, *shape)), 0).astype(np.float32)
+        writer.write_chunk(chunk, scores, states)
+        score[:, block[0], block[1]], state[block] = scores, states
+    assert tree(direct) == tree(by_zarr)
+    values, states = MapReader(direct).read()
+    assert (values == score[:]).all() and (states == state[:]).all()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("state/zarr.json", b'"clevel": 3', b'"clevel": 5'),
+        ("zarr.json", b'"zarr_format": 3,', b'"zarr_format":3,'),
+    ],
+)
+def test_small_maps_of_other_programs_are_read(tmp_path: Path, file: str, old: bytes, new: bytes) -> None:
+    info = info_of(80, 80, 16, 2)
+    writer = MapWriter(tmp_path / "m", info)
+    for chunk in info.chunks:
+        states = np.full([part.stop - part.start for part in info.chunk_cells(chunk)], State.SCORED, np.uint8)
+        writer.write_chunk(chunk, np.full((2, *states.shape), 0.25, np.float32), states)
+    content = (tmp_path / "m" / file).read_bytes()
+    assert content.count(old) == 1
+    (tmp_path / "m" / file).write_bytes(content.replace(old, new))
+    scores, states = MapReader(tmp_path / "m").read()
+    assert (scores == 0.25).all() and (states == State.SCORED).all()
+
+
+def test_a_chunk_of_another_size_is_damage(tmp_path: Path) -> None:
+    small, large = (
+        MapWriter(tmp_path / name, info_of(80, 80, 16, cells)) for cells, name in enumerate("ab", 1)
+    )
+    for writer in (small, large):
+        states = np.full([part.stop - part.start for part in writer.info.chunk_cells((0, 0))], 2, np.uint8)
+        writer.write_chunk((0, 0), np.ones((2, *states.shape), np.float32), states)
+    chunk = "score/c/0/0/0"
+    (small.path / chunk).write_bytes((large.path / chunk).read_bytes())
+    with pytest.raises(DamagedResults, match="chunk of the map is damaged"):
+        MapReader(small.path).read(slice(0, 1), slice(0, 1))
 
 
 def test_a_map_of_another_geometry_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import wraps
+from functools import cache, wraps
 from itertools import pairwise
 from math import isfinite
 from types import NoneType, UnionType
@@ -49,9 +49,8 @@ class Settings:
     """Base class of the settings of a method."""
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(type(self)).items():
-            if get_origin(annotation) is Literal:
-                convert(name, getattr(self, name), annotation)
+        for name, annotation in _choices(type(self)).items():  # type: ignore[arg-type]
+            convert(name, getattr(self, name), annotation)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, with tuples as lists and groups of settings as dictionaries."""
@@ -70,6 +69,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ConfigError(f"{name} must be at least {low}, not {value}")
+
+
+@cache
+def _choices(kind: type) -> dict[str, Any]:
+    """Return the annotations of the settings that are one of several texts or numbers."""
+    return {
+        name: annotation
+        for name, annotation in get_type_hints(kind).items()
+        if get_origin(annotation) is Literal
+    }
 
 
 def parse(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lobule import __version__
@@ -39,15 +39,19 @@ def write_result(
     extra_fields: Mapping[str, Any],
     result: Result | None = None,
     error: BaseException | None = None,
+    maps: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Write the result of a case, which marks the case as finished."""
+    """Write the result of a case, which marks the case as finished.
+
+    `maps` are the summaries of its maps, if they have been read already.
+    """
     body: dict[str, Any] = {
         "format": FORMAT,
         "case": case.id,
         "patient": case.patient,
         "status": status,
         "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
-        "maps": map_summaries(folder),
+        "maps": map_summaries(folder) if maps is None else maps,
         "tables": sorted(folder.tables),
         "findings": {"count": len(result.findings) if result else 0},
         "notes": list(result.notes) if result else [],
@@ -78,9 +82,14 @@ def image_metadata(slide: Slide) -> dict[str, Any]:
     }
 
 
-def any_scored(folder: CaseFolder) -> bool:
-    """Whether any cell or row was scored. A chunk of a table is written even if all of its rows failed."""
-    return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
+def any_scored(folder: CaseFolder, maps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any cell or row was scored. A chunk of a table is written even if all of its rows failed.
+
+    Args:
+        folder: The folder of the case, with its tables.
+        maps: The summaries of its maps.
+    """
+    return any(summary["cells"]["scored"] for summary in maps) or any(
         (chunk["state"] == State.SCORED).any()
         for reader in folder.tables.values()
         for chunk in reader.iterate(["state"])

@@ -24,7 +24,7 @@ from lobule.results.locks import lock_settings
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
 from lobule.results.store import ResultsStore
-from lobule.results.writing import FINDINGS, write_findings
+from lobule.results.writing import FINDINGS, map_summaries, write_findings
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_results import (
     NOTHING_SCORED,
@@ -227,7 +227,8 @@ class CaseRunner:
         with self._memory_for(opened):
             failed: list[FailedField] = []
             result = self._run_passes(order, opened, folder, failed)
-            scored = any_scored(folder) if result.scored is None else result.scored
+            maps = map_summaries(folder)
+            scored = any_scored(folder, maps) if result.scored is None else result.scored
             if not failed:
                 status = COMPLETE if scored else UNSCORED
             else:
@@ -241,9 +242,10 @@ class CaseRunner:
             cause = f"none of its fields could be scored: {failed[0].cause}"
             error = CaseError(cause, subject=", ".join(case.paths))
             result = Result({}, notes=result.notes)  # A score of 0 would read as "no tumour".
-        if status != UNSCORED and (result.findings or folder.maps):
+        if status != UNSCORED and (result.findings or maps):
             write_findings(folder.path, result.findings)
-        self._write_result(case, folder, status, {"input": prints, **metadata}, result=result, error=error)
+        more = {"input": prints, **metadata}
+        self._write_result(case, folder, status, more, result=result, error=error, maps=maps)
         return status
 
     @contextmanager
@@ -388,5 +390,6 @@ class CaseRunner:
         extra_fields: Mapping[str, Any],
         result: Result | None = None,
         error: BaseException | None = None,
+        maps: list[dict[str, Any]] | None = None,
     ) -> None:
-        write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error)
+        write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error, maps)
