@@ -14,6 +14,8 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -62,6 +64,20 @@ def return_free_pages() -> None:
     """
     if keep_freed_memory.cache_info().currsize and keep_freed_memory():
         _glibc().malloc_trim(0)
+
+
+@contextmanager
+def old_objects_ignored() -> Iterator[None]:
+    """Within this context, garbage is collected among new objects only.
+
+    Otherwise each full collection visits all objects of the libraries and networks, which takes a tenth of a
+    second, and small cases cause many of them.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _glibc() -> Any:

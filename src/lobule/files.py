@@ -184,13 +184,13 @@ def _write_url(url: str) -> Iterator[Path]:
             raise results_error(error, url) from error
 
 
-def _flush(path: Path) -> None:
+def _flush(path: str | Path) -> None:
     """Flush a file to disk. Flushing its folder, where the system allows it, makes a rename permanent."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not path.is_dir():
+        if not Path(path).is_dir():
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -200,14 +200,15 @@ def _flush(path: Path) -> None:
 
 def flush_all(root: str | Path) -> None:
     """Flush all files and folders under a folder to disk."""
-    folder = Path(root)
-    for item in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        try:
-            _flush(item)
-        except FileNotFoundError:  # A temporary file that its writer has just removed.
-            continue
-        except OSError as error:
-            raise results_error(error, item) from error
+    for folder, folders, files in os.walk(root):
+        for name in (*files, *folders):
+            item = f"{folder}/{name}"
+            try:
+                _flush(item)
+            except FileNotFoundError:  # A temporary file that its writer has just removed.
+                continue
+            except OSError as error:
+                raise results_error(error, item) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

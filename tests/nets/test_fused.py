@@ -138,3 +138,22 @@ def test_shape_of_the_sum_is_that_of_the_convolution(
     x = torch.zeros(2, 3, 37, 24)
     with torch.inference_mode():
         assert FusedConv(conv, relu=False)._shape(x) == tuple(conv(x).shape)
+
+
+def test_weights_have_the_layout_of_the_input_shape_and_are_shared_by_shapes_of_the_same_layout() -> None:
+    conv = nn.Conv2d(96, 96, 3)
+    fused_conv = FusedConv(conv, relu=True)
+    layout = torch.ops.mkldnn._get_mkldnn_serialized_md
+    layouts, addresses = set(), set()
+    for side in (5, 6, 24, 25, 340, 341):
+        with torch.inference_mode():
+            x = torch.rand(2, 96, side, side).contiguous(memory_format=torch.channels_last)
+            assert torch.allclose(fused_conv(x), conv(x).relu(), atol=1e-5)
+        weight = fused_conv.laid_out(x.shape)
+        expected = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.detach(), *fused_conv.geometry, list(x.shape)
+        )
+        assert torch.equal(layout(weight), layout(expected))
+        layouts.add(tuple(layout(weight).tolist()))
+        addresses.add(id(weight))
+    assert len(layouts) == len(addresses) <= 3

@@ -43,8 +43,8 @@ class FusedConv(nn.Module):
         # plain attributes, because module operations cannot handle oneDNN's weight layout
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.kernel, self.channels = conv.kernel_size, conv.out_channels
-        weight = conv.weight.detach()
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
+        self.weight = conv.weight.detach()
+        self._weights_by_shape: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         after = "relu" if self.relu else None
@@ -54,15 +54,27 @@ class FusedConv(nn.Module):
             added = self._alone(x, "none") + other
             return added.relu_() if self.relu else added
         both: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, self.weight, self.bias, *self.geometry, "add", None, after, [], ""
+            x, other, self.laid_out(x.shape), self.bias, *self.geometry, "add", None, after, [], ""
         )
         return both
 
     def _alone(self, x: Tensor, after: str) -> Tensor:
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, after, [], ""
+            x, self.laid_out(x.shape), self.bias, *self.geometry, after, [], ""
         )
         return output
+
+    def laid_out(self, shape: torch.Size) -> Tensor:
+        """Return the weights in the layout that oneDNN uses for this shape of the input.
+
+        From another layout it would convert them in every call, which may take longer than the convolution.
+        """
+        weight = self._weights_by_shape.get(shape)
+        if weight is None:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
+            same = (other for other in self._weights_by_shape.values() if _layout(other) == _layout(weight))
+            weight = self._weights_by_shape.setdefault(shape, next(same, weight))
+        return weight
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the output for a batch."""
@@ -73,6 +85,12 @@ class FusedConv(nn.Module):
             for axis, length in enumerate(x.shape[-2:])
         ]
         return (*x.shape[:-3], self.channels, *sides)
+
+
+def _layout(weight: Tensor) -> list[int]:
+    """Return the description of the layout of a tensor of oneDNN."""
+    description: list[int] = torch.ops.mkldnn._get_mkldnn_serialized_md(weight).tolist()
+    return description
 
 
 def fuse(module: nn.Module) -> nn.Module:

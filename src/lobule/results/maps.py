@@ -193,11 +193,13 @@ class MapWriter(MapReader):
     """Writes a map in complete chunks: first the scores, then the states, which mark the chunk as done."""
 
     def __init__(self, path: Path, info: MapInfo) -> None:
-        if map_exists(path):
-            for partial in path.rglob(f"*{PARTIAL}"):
-                partial.unlink(missing_ok=True)
-        else:
+        if not map_exists(path):
             create_map(path, info)
+            if not is_sharded(info):  # It is as it was created a moment ago.
+                self.path, self.info, (self._score, self._state) = path, info, plain_arrays(path, info)
+                return
+        for partial in path.rglob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
         super().__init__(path)
         if self.info != info:
             raise ResultsError(

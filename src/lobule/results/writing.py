@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lobule.files import write_atomic, write_csv
+from lobule.files import csv_text, write_bytes
 from lobule.findings import Finding
 from lobule.results.folder import CaseFolder
 
@@ -35,6 +37,18 @@ COLUMNS: dict[str, Any] = {
 
 def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     """Write `findings.parquet`, and `findings.csv` without the outlines."""
+    tables = _tables(findings) if findings else _empty_tables()
+    for name, data in zip(FINDINGS, tables, strict=True):
+        write_bytes(folder / name, data)
+
+
+@cache
+def _empty_tables() -> tuple[bytes, bytes]:
+    return _tables(())
+
+
+def _tables(findings: Sequence[Finding]) -> tuple[bytes, bytes]:
+    """Return the findings as Parquet and as CSV."""
     rows = [finding.to_dict() for finding in findings]
     for row in rows:
         row.setdefault("image", "slide")
@@ -43,10 +57,11 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     table = pa.table(
         {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     )
-    with write_atomic(folder / FINDINGS[0]) as temporary_path, temporary_path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet, compression="zstd")
     names = [name for name in COLUMNS if name not in ("box", "polygon")]
-    write_csv(folder / FINDINGS[1], names, rows)
+    text = csv_text(names, [[row.get(name, "") for name in names] for row in rows])
+    return parquet.getvalue(), text.encode(errors="backslashreplace")
 
 
 def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:

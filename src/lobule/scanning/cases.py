@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lobule.allocator import return_free_pages
+from lobule.allocator import old_objects_ignored, return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, DeviceLost, LobuleError, NothingToScore, ResultsError
 from lobule.files import make_folder, write_json
@@ -131,7 +131,7 @@ class CaseRunner:
         threads = (self.engine.replica_threads,)
         case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
         decoding = decoding_by(self.engine.jpeg_decoder, self.engine.device)
-        with decoding, self.pipeline, case_threads as pool:
+        with old_objects_ignored(), decoding, self.pipeline, case_threads as pool:
             try:
                 self._case_threads = pool
                 yield lambda order, case: pool.submit(self._run_case, order, case)

@@ -16,7 +16,7 @@ from lobule.errors import DamagedResults, ModelError, ResultsError
 from lobule.files import read_json, results_error, write_json
 from lobule.grid import cells_in_box
 from lobule.results.folder import CaseFolder
-from lobule.results.maps import MapInfo, MapReader, MapWriter, map_exists
+from lobule.results.maps import MapInfo, MapWriter, map_exists
 from lobule.results.result import FailedField
 from lobule.results.tables import Columns, TableInfo, TableReader, TableWriter
 from lobule.scanning.contract import MapSpec, Pass, Store, TableSpec
@@ -210,7 +210,7 @@ class MapSink(_Sink):
             self.fail(row, "the model returned a score that is NaN or infinite")
 
     def finish(self) -> Store:
-        return MapReader(self._writer.path)
+        return self._writer
 
     def _shape(self, chunk: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self._info.chunk_cells(chunk)
