@@ -24,7 +24,7 @@ from lobule.results.runs import Run
 from lobule.results.store import ResultsStore
 from lobule.results.work import read_work
 from lobule.scanning.case_results import write_result
-from lobule.scanning.cases import MAX_OPEN_CASES, Progress
+from lobule.scanning.cases import MAX_STARTED_CASES, Progress
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.engine import Machine, options_to_dict
 from lobule.scanning.run_record import RunRecord, require_same_run, run_metadata
@@ -146,7 +146,7 @@ class _Driver:
         actor_class = ray.remote(CaseWorker).options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
-            max_concurrency=MAX_OPEN_CASES + 1,
+            max_concurrency=MAX_STARTED_CASES + 1,
             max_restarts=0,
         )
         self.pool = WorkerPool(

@@ -12,15 +12,7 @@ from lobule.errors import ResultsError
 from lobule.files import flush_all, make_folder, write_json
 from lobule.results.folder import RESULT, CaseFolder
 from lobule.results.plan import fingerprints
-from lobule.results.result import (
-    COMPLETE,
-    FORMAT,
-    PARTIAL,
-    RESEARCH_USE,
-    UNSCORED,
-    Result,
-    error_to_dict,
-)
+from lobule.results.result import COMPLETE, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED, Result, error_to_dict
 from lobule.results.writing import map_summaries
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.open_case import OpenedCase
@@ -121,6 +113,7 @@ def correct_patient(case: Case, folder: CaseFolder) -> None:
 
 
 def is_finished(folder: CaseFolder) -> bool:
+    """Whether a case was scanned and did not fail."""
     try:
         return folder.status in (COMPLETE, PARTIAL, UNSCORED)
     except ResultsError:

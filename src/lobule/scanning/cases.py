@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from threading import BoundedSemaphore
 from typing import Any
 
 import torch
@@ -39,7 +40,6 @@ from lobule.scanning.case_results import (
 from lobule.scanning.case_shares import Share, complete_store, merge_shares
 from lobule.scanning.contract import (
     EngineSettings,
-    ImageSource,
     Pass,
     PixelSource,
     Predictor,
@@ -63,8 +63,11 @@ DEVICE_LOST = "device_lost"
 """Field of the result of a case that failed because no device was left. The next run continues the case."""
 
 MAX_OPEN_CASES = 2
-"""Cases that are open at once: while the model finishes one, tissue detection and reading start on the
-next."""
+"""Cases whose images are open at once: while the model finishes one, tissue detection and reading start on
+the next."""
+MAX_STARTED_CASES = 6
+"""Cases in work at once. Those whose images are not open wait for the disk: the results of small cases are
+written while the next ones are scanned."""
 
 
 @dataclass
@@ -111,7 +114,7 @@ class CaseRunner:
         with self.session(readers) as submit:
             running: set[Future[None]] = set()
             for order, case in enumerate(cases):
-                while len(running) >= MAX_OPEN_CASES:
+                while len(running) >= MAX_STARTED_CASES:
                     running = self._wait_for_any_case(running)
                 if self.pipeline.device_lost is not None:
                     break
@@ -123,13 +126,14 @@ class CaseRunner:
     def session(self, readers: int) -> Iterator[Callable[[int, Case], Future[None]]]:
         """Start the pipeline, and yield a function that submits a case with its position in the cohort.
 
-        At most `MAX_OPEN_CASES` are open at once; further submitted cases wait.
+        At most `MAX_STARTED_CASES` are in work at once; further submitted cases wait.
         """
         self.pipeline = Pipeline(self.cards.all, self.engine, readers, self._record_pieces)
         self.pipeline.counters = self.progress.counters
         # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
         threads = (self.engine.replica_threads,)
-        case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
+        case_threads = ThreadPoolExecutor(MAX_STARTED_CASES, "case", torch.set_num_threads, threads)
+        self._open_cases = BoundedSemaphore(MAX_OPEN_CASES)
         decoding = decoding_by(self.engine.jpeg_decoder, self.engine.device)
         with old_objects_ignored(), decoding, self.pipeline, case_threads as pool:
             try:
@@ -222,9 +226,7 @@ class CaseRunner:
 
     def _scan_images(self, order: int, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> str:
         """Open the images of a case, run its passes, write its result and return the status."""
-        images = self.predictor.images(case, self.options)
-        opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
-        with self._memory_for(opened):
+        with self._opened(case) as opened:
             failed: list[FailedField] = []
             result = self._run_passes(order, opened, folder, failed)
             maps = map_summaries(folder)
@@ -236,7 +238,7 @@ class CaseRunner:
             if status == UNSCORED:
                 result = without_scores(result, opened)
             result = replace(result, notes=(*result.notes, *opened.notes))
-            metadata = self._result_metadata(opened, images, failed, result)
+            metadata = self._result_metadata(opened, failed, result)
         error = None
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
@@ -249,8 +251,23 @@ class CaseRunner:
         return status
 
     @contextmanager
+    def _opened(self, case: Case) -> Iterator[OpenedCase]:
+        """Open a case when no more than `MAX_OPEN_CASES` are open, with the memory for decoding its images.
+
+        The images are closed before the memory is released.
+        """
+        while not self._open_cases.acquire(timeout=0.2):
+            self._raise_if_stopped()
+        try:
+            images = self.predictor.images(case, self.options)
+            opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
+            with self._memory_for(opened):
+                yield opened
+        finally:
+            self._open_cases.release()
+
+    @contextmanager
     def _memory_for(self, opened: OpenedCase) -> Iterator[None]:
-        """Reserve the memory for decoding a case's images. The images are closed before it is released."""
         slides = {id(image): image for image in opened.images.values() if isinstance(image, Slide)}
         nbytes = sum(slide.decoding_bytes for slide in slides.values())
         reserved = self.memory.reserve(nbytes, ", ".join(opened.case.paths), self._raise_if_stopped)
@@ -295,10 +312,7 @@ class CaseRunner:
                 return False
             make_folder(folder.path)
             write_json(folder.path / PLAN, plan)
-            opened = OpenedCase(
-                case, self.predictor.images(case, self.options), self.options, self.engine, self.cohort
-            )
-            with self._memory_for(opened):
+            with self._opened(case) as opened:
                 return self._compute_share(order, opened, folder, share)
         except (Stopped, ResultsError):
             raise
@@ -371,9 +385,9 @@ class CaseRunner:
         write_json(folder.path / PLAN, plan_of(case, prints))
 
     def _result_metadata(
-        self, opened: OpenedCase, images: Mapping[str, ImageSource], failed: list[FailedField], result: Result
+        self, opened: OpenedCase, failed: list[FailedField], result: Result
     ) -> dict[str, Any]:
-        slides = {name: image for name, image in images.items() if isinstance(image, Slide)}
+        slides = {name: image for name, image in opened.images.items() if isinstance(image, Slide)}
         decoded = sum(slide.tiles_decoded for slide in slides.values())
         self.progress.counters.add(tiles_decoded=decoded)
         return {
