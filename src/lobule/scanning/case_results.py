@@ -10,9 +10,18 @@ from lobule import __version__
 from lobule.cohort import Case
 from lobule.errors import ResultsError
 from lobule.files import flush_all, make_folder, write_json
-from lobule.results.folder import RESULT, CaseFolder
-from lobule.results.plan import fingerprints
-from lobule.results.result import COMPLETE, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED, Result, error_to_dict
+from lobule.results.folder import PLAN, RESULT, CaseFolder
+from lobule.results.plan import fingerprints, plan_of
+from lobule.results.result import (
+    COMPLETE,
+    FORMAT,
+    PARTIAL,
+    RESEARCH_USE,
+    UNSCORED,
+    FailedField,
+    Result,
+    error_to_dict,
+)
 from lobule.results.writing import map_summaries
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.open_case import OpenedCase
@@ -62,7 +71,24 @@ def write_result(
     write_json(folder.path / RESULT, body)
 
 
-def image_metadata(slide: Slide) -> dict[str, Any]:
+def write_plan(case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
+    """Write the plan of a case, and delete what a killed process was writing."""
+    make_folder(folder.path)
+    for leftover in folder.path.glob(".*.part*"):
+        leftover.unlink(missing_ok=True)
+    write_json(folder.path / PLAN, plan_of(case, prints))
+
+
+def result_metadata(opened: OpenedCase, failed: Sequence[FailedField], result: Result) -> dict[str, Any]:
+    """Return what the result of a case says about its images and its failed fields."""
+    return {
+        "images": {name: _image_metadata(slide) for name, slide in opened.slides.items()},
+        "failed": [entry.to_dict() for entry in failed],
+        **result.metadata,
+    }
+
+
+def _image_metadata(slide: Slide) -> dict[str, Any]:
     resolution = slide.stated_mpp
     return {
         "path": slide.path,

@@ -31,9 +31,10 @@ from lobule.scanning.case_results import (
     NOTHING_SCORED,
     any_scored,
     correct_patient,
-    image_metadata,
     is_finished,
+    result_metadata,
     without_scores,
+    write_plan,
     write_result,
     write_run,
 )
@@ -46,7 +47,7 @@ from lobule.scanning.contract import (
     ScanOptions,
 )
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.open_case import OpenedCase
+from lobule.scanning.open_case import OpenedCase, within_region
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink, within_region
@@ -215,7 +216,7 @@ class CaseRunner:
         # An unfinished or retried case continues from the maps and tables that it already has.
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
-        self._write_plan(case, folder, prints)
+        write_plan(case, folder, prints)
         merge_shares(folder)
         try:
             return self._scan_images(order, case, folder, prints)
@@ -238,7 +239,8 @@ class CaseRunner:
             if status == UNSCORED:
                 result = without_scores(result, opened)
             result = replace(result, notes=(*result.notes, *opened.notes))
-            metadata = self._result_metadata(opened, failed, result)
+            metadata = result_metadata(opened, failed, result)
+            self.progress.counters.add(tiles_decoded=opened.tiles_decoded)
         error = None
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
@@ -377,24 +379,6 @@ class CaseRunner:
         if result["status"] in (COMPLETE, UNSCORED):
             return True
         return not self.retry_failed
-
-    def _write_plan(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
-        make_folder(folder.path)
-        for leftover in folder.path.glob(".*.part*"):
-            leftover.unlink(missing_ok=True)
-        write_json(folder.path / PLAN, plan_of(case, prints))
-
-    def _result_metadata(
-        self, opened: OpenedCase, failed: list[FailedField], result: Result
-    ) -> dict[str, Any]:
-        slides = {name: image for name, image in opened.images.items() if isinstance(image, Slide)}
-        decoded = sum(slide.tiles_decoded for slide in slides.values())
-        self.progress.counters.add(tiles_decoded=decoded)
-        return {
-            "images": {name: image_metadata(slide) for name, slide in slides.items()},
-            "failed": [entry.to_dict() for entry in failed],
-            **result.metadata,
-        }
 
     def _write_result(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.errors import ConfigError
 from lobule.grid import cells_in_box
-from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
+from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, ScanOptions, Tissue
 from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
@@ -86,6 +86,16 @@ class OpenedCase:
         inside = cells_in_box(tissue.mask.shape, tissue.l0_step, self.case.l0_box)
         return replace(tissue, mask=tissue.mask & inside)
 
+    @property
+    def slides(self) -> dict[str, Slide]:
+        """The images that are slides."""
+        return {name: image for name, image in self.images.items() if isinstance(image, Slide)}
+
+    @property
+    def tiles_decoded(self) -> int:
+        """The number of tiles of all slides that were decoded."""
+        return sum(slide.tiles_decoded for slide in self.slides.values())
+
     def close(self) -> None:
         for image in self.images.values():
             if isinstance(image, Slide):
@@ -114,3 +124,12 @@ def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
     # Unreadable areas of the overview may contain tissue, so they are scanned.
     mask = detected.mask | overview.unreadable
     return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), overview.notes)
+
+
+def within_region(pass_: Pass, case: Case) -> Pass:
+    """Leave cells outside the case's region pending, because it is unknown whether they are glass."""
+    spec, box = pass_.store, case.l0_box
+    if box is None or not isinstance(spec, MapSpec):
+        return pass_
+    inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
+    return replace(pass_, store=replace(spec, glass=spec.glass & inside))
