@@ -10,6 +10,7 @@ from lobule.cluster.division import MOST_DIVIDED_PASSES, Division
 from lobule.cluster.pool import Task
 from lobule.cohort import Case
 from lobule.results.folder import RESULT, Results
+from lobule.scanning.case_shares import SCOUT
 
 
 @pytest.fixture
@@ -43,12 +44,22 @@ def test_passes_are_divided_until_no_share_has_work(task: Task, tmp_path: Path) 
         (7, 0, 3), (7, 1, 3), (7, 2, 3),
     ]  # fmt: skip
     assert division.tasks_after(shares[1], True) == division.tasks_after(shares[0], False) == []
-    following = division.tasks_after(shares[2], False)
-    assert len(following) == 3 and all(one.share for one in following), "one share had fields to compute"
+    (scout,) = division.tasks_after(shares[2], False)
+    assert scout.share == SCOUT, "one share had fields to compute, so there may be another pass"
+    following = division.tasks_after(scout, True)
+    assert [one.share for one in following] == [one.share for one in shares]
     for share in following[:2]:
-        assert division.tasks_after(share, False) == []
-    (undivided,) = division.tasks_after(following[2], False)
+        assert division.tasks_after(share, True) == []
+    (scout,) = division.tasks_after(following[2], True)
+    (undivided,) = division.tasks_after(scout, False)
     assert undivided.share is None and undivided.case is task.case and undivided.order == 7
+
+
+def test_a_case_without_work_in_its_shares_ends_undivided(task: Task, tmp_path: Path) -> None:
+    division = division_of(tmp_path, workers=2)
+    shares = division.tasks(task)
+    assert division.tasks_after(shares[0], False) == []
+    assert [one.share for one in division.tasks_after(shares[1], False)] == [None]
 
 
 def test_a_case_of_many_passes_ends_undivided(task: Task, tmp_path: Path) -> None:
@@ -58,4 +69,6 @@ def test_a_case_of_many_passes_ends_undivided(task: Task, tmp_path: Path) -> Non
         divided_passes += 1
         assert division.tasks_after(tasks[0], True) == []
         tasks = division.tasks_after(tasks[1], True)
+        if tasks[0].share == SCOUT:
+            tasks = division.tasks_after(tasks[0], True)
     assert divided_passes == MOST_DIVIDED_PASSES and [one.share for one in tasks] == [None]

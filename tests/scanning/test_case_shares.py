@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lobule.cluster.worker import NO_SHARE, SHARE, CaseWorker, ScanJob
 from lobule.results.folder import CaseFolder, begin_results
 from lobule.scanning import stores
-from lobule.scanning.case_shares import SHARES, Share, merge_shares
+from lobule.scanning.case_shares import SCOUT, SHARES, Share, merge_shares
 from lobule.scanning.contract import Batch, Predictor
 from lobule.scanning.engine import options_to_dict
 from lobule.scanning.scan import scan
@@ -106,6 +106,10 @@ def test_a_divided_slide_has_the_bytes_of_a_whole_one(kind: type[Predictor], tmp
             assert min(shares) > 0.3 * max(shares)
             assert len(list((folder / SHARES).iterdir())) == 2 and not (folder / "maps").exists()
         merge_shares(CaseFolder(folder))
+        if kind is not Fragile:
+            computed = workers[1].progress.counters.fields_done
+            is_left = workers[1].scan(0, case, SCOUT).status == SHARE
+            assert is_left == (number + 1 < passes) and workers[1].progress.counters.fields_done == computed
     if kind is not Fragile:
         assert workers[1].scan(0, case, Share(1, 2)).status == NO_SHARE, "every pass is complete"
     before = workers[0].progress.counters.fields_done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +120,7 @@ def scan(
     address: str | None = None,
     workers: int | None = None,
     worker_cpus: int | None = None,
+    divide_above: int | None = None,
     trust: bool = False,
     device: str = "auto",
     runtime: Runtime = "auto",
@@ -156,6 +158,7 @@ def scan(
         address: Address of a Ray cluster; by default, Ray is started on this machine.
         workers: Number of workers on Ray; by default one per GPU, or one per machine without GPUs.
         worker_cpus: CPU cores of a worker on Ray; by default all cores, divided by the number of workers.
+        divide_above: On Ray, slides whose file has more bytes are divided among all workers; default 4 GiB.
         trust: Allow a TorchScript bundle, which can run code.
         device: "auto", "cpu", "mps", "cuda:0", or several cards such as "cuda:0,cuda:2".
         runtime: Library that computes the networks on a CPU. "auto" measures torch and, if the extra
@@ -209,7 +212,9 @@ def scan(
     machine = Machine.with_layout(
         memory_layout, device, precision, max_ram, readers, batch, runtime, jpeg_decoder
     )
-    cluster = {"address": address, "workers": workers, "worker_cpus": worker_cpus}
+    cluster = {
+        "address": address, "workers": workers, "worker_cpus": worker_cpus, "divide_above": divide_above,
+    }  # fmt: skip
     require_ray_options(runner, cluster, shard)
     refuse_shard_in_store(out, shard)
     run_options: dict[str, Any] = {
@@ -225,6 +230,8 @@ def scan(
 
                 source = BundleSource(str(Path(bundle).absolute()), summary, trust)
                 workers_of_ray = ClusterOptions(address, workers, worker_cpus)
+                if divide_above is not None:
+                    workers_of_ray = replace(workers_of_ray, divided_bytes=divide_above)
                 report = scan_on_ray(
                     source, cohort, folder, options, machine, workers_of_ray, store=store, **run_options
                 )

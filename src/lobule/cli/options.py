@@ -50,18 +50,18 @@ def mpp_option(name: str, help: str, default: float | None = None) -> Callable[[
     )
 
 
-def as_bytes(text: str) -> int:
+def as_bytes(text: str, option: str = "--max-ram") -> int:
     """Parse a size such as 2GiB, 500MB, 1.5g or a number of bytes."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
     try:
         assert match is not None
         number = float(match[1])
     except (AssertionError, ValueError):
-        raise UsageError(f"--max-ram '{text}' is not a size", expected="such as 2GiB or 1500MB") from None
+        raise UsageError(f"{option} '{text}' is not a size", expected="such as 2GiB or 1500MB") from None
     base = 1000 if match[2] and not match[3] and text.lower().rstrip().endswith("b") else 1024
     size = int(number * base ** " kmgt".index(match[2] or " "))
     if size <= 0:
-        raise UsageError(f"--max-ram '{text}' leaves no memory", expected="such as 2GiB")
+        raise UsageError(f"{option} '{text}' leaves no memory", expected="such as 2GiB")
     return size
 
 
@@ -199,6 +199,12 @@ cluster_options = combine_decorators(
     click.option("--address", metavar="HOST:PORT", help="With --runner ray: a running Ray cluster."),
     click.option("--workers", type=click.IntRange(1), help="With --runner ray: number of workers."),
     click.option("--worker-cpus", type=click.IntRange(1), help="With --runner ray: CPU cores of a worker."),
+    click.option(
+        "--divide-above",
+        metavar="SIZE",
+        callback=_converted_by(lambda text: None if text is None else as_bytes(text, "--divide-above")),
+        help="With --runner ray: slides with a larger file are divided among all workers; by default 4GiB.",
+    ),
 )
 """The workers on Ray."""
 

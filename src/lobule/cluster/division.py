@@ -8,7 +8,7 @@ from pathlib import Path
 from lobule.cluster.pool import Task
 from lobule.cohort import Case
 from lobule.results.folder import RESULT, Results
-from lobule.scanning.case_shares import Share, merge_shares
+from lobule.scanning.case_shares import SCOUT, Share, merge_shares
 
 MOST_DIVIDED_PASSES = 4
 """Later passes of a case are left to the task of the whole case."""
@@ -40,22 +40,29 @@ class Division:
         is_large = self.workers > 1 and file_bytes(case) > self.least_bytes
         if not is_large or (self.results.case_folder(case.id).path / RESULT).exists():
             return [task]
-        current = self._passes.setdefault(case.id, _DividedPass())
+        return self._shares(task)
+
+    def _shares(self, task: Task) -> list[Task]:
+        current = self._passes.setdefault(task.case.id, _DividedPass())
         current.number, current.remaining, current.has_work = current.number + 1, self.workers, False
         shares = [Share(number, self.workers) for number in range(self.workers)]
-        return [Task(task.order, case, share=share) for share in shares]
+        return [Task(task.order, task.case, share=share) for share in shares]
 
     def tasks_after(self, task: Task, has_work: bool) -> list[Task]:
-        """Return what follows a share. After the last one of a pass, all are merged and the case goes on."""
+        """Return what follows a share. After the last one of a pass, all are merged.
+
+        Then one worker finds out whether there is another pass to divide.
+        """
+        if task.share == SCOUT:
+            return self._shares(task) if has_work else [Task(task.order, task.case)]
         current = self._passes[task.case.id]
         current.remaining -= 1
         current.has_work = current.has_work or has_work
         if current.remaining:
             return []
         merge_shares(self.results.case_folder(task.case.id))
-        undivided = Task(task.order, task.case)
         is_next_divided = current.has_work and current.number < MOST_DIVIDED_PASSES
-        return self.tasks(undivided) if is_next_divided else [undivided]
+        return [Task(task.order, task.case, share=SCOUT if is_next_divided else None)]
 
 
 def file_bytes(case: Case) -> int:

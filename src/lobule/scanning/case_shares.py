@@ -27,7 +27,7 @@ SHARES = "shares"
 
 @dataclass(frozen=True)
 class Share:
-    """One of `count` shares of the fields of a pass."""
+    """One of `count` shares of the fields of a pass. With a count of 0, nothing is computed: see `SCOUT`."""
 
     number: int
     count: int
@@ -42,6 +42,10 @@ class Share:
         middles = (np.cumsum(sizes) - sizes / 2) / max(1, sizes.sum())
         own_chunks = chunks[(middles * self.count).astype(np.int64) == self.number]
         return np.isin(chunk_of_row, own_chunks)
+
+
+SCOUT = Share(0, 0)
+"""Only finds out whether a pass is left, so that not every worker has to compute the result for that."""
 
 
 def complete_store(pass_: Pass, folder: CaseFolder, chunk_of_row: NDArray[np.int64]) -> Store | None:

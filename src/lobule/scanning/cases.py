@@ -38,7 +38,7 @@ from lobule.scanning.case_results import (
     write_result,
     write_run,
 )
-from lobule.scanning.case_shares import Share, complete_store, merge_shares
+from lobule.scanning.case_shares import SCOUT, Share, complete_store, merge_shares
 from lobule.scanning.contract import (
     EngineSettings,
     Pass,
@@ -336,6 +336,8 @@ class CaseRunner:
                 pass_ = within_region(pass_, opened.case)
                 sink = open_sink(pass_, share.folder(folder))
                 store = complete_store(pass_, folder, sink.chunk_of_row)
+                if store is None and share == SCOUT:
+                    return True
                 if store is None:
                     sink.limit_to(share.rows(sink.chunk_of_row))
                     images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
