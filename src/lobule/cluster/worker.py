@@ -15,6 +15,7 @@ from lobule.cluster.case_map import require_version
 from lobule.cohort import Case, Cohort
 from lobule.results.folder import Results
 from lobule.results.locks import lock_worker
+from lobule.results.result import FAILED
 from lobule.results.store import StoreAddress
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_shares import Share
@@ -133,7 +134,7 @@ class CaseWorker:
             self.store.refresh(self._runner.results.case_folder(case.id))
         if share is None:
             self._submit(order, case).result()
-            status = self.progress.finished.pop(case.id)
+            status = self.progress.finished.pop(case.id, FAILED)
         else:
             status = SHARE if self._runner.submit_share(order, case, share).result() else NO_SHARE
         if self._runner.pipeline.device_lost is not None:

@@ -48,7 +48,7 @@ from lobule.scanning.contract import (
 )
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase, within_region
-from lobule.scanning.pipeline import Counters, Pipeline, Stopped
+from lobule.scanning.pipeline import Counters, NotStarted, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink, within_region
 from lobule.slides.jpeg_on_gpu import decoding_by
@@ -184,6 +184,8 @@ class CaseRunner:
                 status = self._scan_case(order, case, folder)
         except (Stopped, ResultsError):
             raise
+        except NotStarted:
+            return
         except Exception as error:  # The error is recorded in the case's result; the other cases continue.
             if self.pipeline.stopping:
                 raise Stopped from error
@@ -261,6 +263,8 @@ class CaseRunner:
         while not self._open_cases.acquire(timeout=0.2):
             self._raise_if_stopped()
         try:
+            if self.pipeline.device_lost is not None:
+                raise NotStarted
             images = self.predictor.images(case, self.options)
             opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
             with self._memory_for(opened):

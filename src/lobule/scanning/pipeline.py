@@ -33,6 +33,10 @@ class Stopped(Exception):
     """The scan was stopped. Everything that was already written stays on disk."""
 
 
+class NotStarted(Exception):
+    """The last device was lost before the images of a case were opened: the case is left for the next run."""
+
+
 @dataclass
 class Counters:
     """Counts and times of the pipeline, for the progress display. The computation never reads them."""
