@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,8 @@ class FakeRay:
     task_errors: dict[str, Exception] = field(default_factory=dict)
     actors: list[Actor] = field(default_factory=list)
     most_running: int = 0
+    most_of_one: int = 0
+    first_calls: list[Call] = field(default_factory=list)
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
@@ -85,7 +88,9 @@ class FakeRay:
         return CaseOutcome("complete", None, {})
 
     def wait(self, calls: list[Call], **_: Any) -> tuple[list[Call], list[Call]]:
+        self.first_calls = self.first_calls or list(calls)
         self.most_running = max(self.most_running, len(calls))
+        self.most_of_one = max(self.most_of_one, *Counter(call.actor.number for call in calls).values())
         index = self.choices.pop() % len(calls) if self.choices else -1
         return [calls[index]], []
 
@@ -108,7 +113,9 @@ class Run:
     order: list[int] = field(default_factory=list)
 
 
-def run_pool(ray: FakeRay, names: list[str], size: int = 3, attempts: int = 4) -> Run:
+def run_pool(
+    ray: FakeRay, names: list[str], size: int = 3, attempts: int = 4, has_settings: bool = False
+) -> Run:
     run = Run()
 
     def done(task: Task, outcome: CaseOutcome, worker: Any) -> None:
@@ -116,7 +123,7 @@ def run_pool(ray: FakeRay, names: list[str], size: int = 3, attempts: int = 4) -
 
     pool = WorkerPool(
         ray, ray.create, size, attempts, lambda state: run.order.append(state.process), done,
-        lambda task: run.failed.append(task.case.id),
+        lambda task: run.failed.append(task.case.id), has_settings=has_settings,
     )  # fmt: skip
     pool.run([Task(index, Case(name, name, "slide")) for index, name in enumerate(names)])
     return run
@@ -146,8 +153,21 @@ def test_the_first_worker_starts_alone_and_cases_are_shared() -> None:
     ray = FakeRay()
     run = run_pool(ray, [str(index) for index in range(10)], size=3)
     assert run.order[0] == 0 and sorted(run.order) == [0, 1, 2] and len(ray.actors) == 3
-    assert 3 <= ray.most_running <= 6
+    assert 3 <= ray.most_running <= 12
     assert all(actor.is_dead for actor in ray.actors), "no worker outlives the pool"
+
+
+def test_all_workers_start_at_once_when_the_settings_are_chosen() -> None:
+    ray = FakeRay()
+    run_pool(ray, [str(index) for index in range(10)], size=3, has_settings=True)
+    assert [call.result.process for call in ray.first_calls] == [0, 1, 2]
+
+
+def test_a_worker_has_few_cases_when_few_are_left() -> None:
+    for count, most in ((30, 4), (8, 2), (2, 1)):
+        ray = FakeRay()
+        run_pool(ray, [str(index) for index in range(count)], size=2)
+        assert ray.most_of_one == most
 
 
 def test_no_more_workers_than_cases() -> None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lobule.scan")
 
-CASES_PER_WORKER = 2
-"""Cases that a worker has at once: while the model finishes one, the next is opened and read."""
+CASES_PER_WORKER, FEW_CASES_PER_WORKER = 4, 2
+"""Cases that a worker has at once: while the model finishes one, the next is opened and read, and results of
+earlier ones are written. When few cases are left, a worker has fewer, so that none waits for a busy one."""
 MOST_FAILED_STARTS = 5
 """After so many workers in a row died while starting, the scan ends."""
 WAIT_S = 1.0
@@ -74,10 +75,11 @@ class WorkerPool:
     """Called with a task whose worker was lost `attempts` times."""
     submit: Callable[[Any, Any], Any] = submit_scan
     """Gives a task to a worker, and returns the reference of the call."""
+    has_settings: bool = False
+    """Whether the engine settings were chosen already. Otherwise the first worker starts alone."""
     _workers: list[Worker] = field(default_factory=list)
     _queue: deque[Any] = field(default_factory=deque)
     _failed_starts: int = 0
-    _started_first: bool = False
 
     def run(self, tasks: Sequence[PoolTask]) -> None:
         """Run all tasks, in this order as far as possible.
@@ -107,7 +109,7 @@ class WorkerPool:
 
     def _add_workers(self) -> None:
         # The first worker chooses the engine settings, which all others follow.
-        size = self.size if self._started_first else 1
+        size = self.size if self.has_settings else 1
         without_task = sum(not worker.tasks for worker in self._workers)
         for _ in range(min(size - len(self._workers), len(self._queue) - without_task)):
             actor = self.create()
@@ -115,8 +117,9 @@ class WorkerPool:
 
     def _assign(self) -> None:
         ready = [worker for worker in self._workers if worker.starting is None]
-        # At the end, no worker takes a second case while another one is idle.
-        limit = CASES_PER_WORKER if len(self._queue) > len(ready) else 1
+        limit = CASES_PER_WORKER if len(self._queue) > CASES_PER_WORKER * len(ready) else FEW_CASES_PER_WORKER
+        if len(self._queue) <= len(ready):
+            limit = 1  # At the end, no worker takes a second case while another one is idle.
         for most in range(1, limit + 1):
             for worker in ready:
                 if self._queue and len(worker.tasks) < most and self._may_take(worker, self._queue[0]):
@@ -152,7 +155,7 @@ class WorkerPool:
     def _finish(self, worker: Worker, reference: Any, outcome: Any) -> None:
         if worker.starting is not None:
             worker.starting = None
-            self._failed_starts, self._started_first = 0, True
+            self._failed_starts, self.has_settings = 0, True
             self.on_ready(outcome)
         else:
             self.on_done(worker.tasks.pop(reference), outcome, worker.actor)

@@ -152,6 +152,7 @@ class _Driver:
         self.pool = WorkerPool(
             ray, lambda: actor_class.remote(job_reference), resources.count, cluster.attempts,
             self._worker_is_ready, self._case_is_done, self._case_is_lost,
+            has_settings="engine" in results.settings,
         )  # fmt: skip
         self.engine = EngineSettings()
         self.hosts: list[str] = []
