@@ -164,7 +164,7 @@ def test_all_workers_start_at_once_when_the_settings_are_chosen() -> None:
 
 
 def test_a_worker_has_few_cases_when_few_are_left() -> None:
-    for count, most in ((30, 4), (8, 2), (2, 1)):
+    for count, most in ((30, 4), (4, 2), (1, 1)):
         ray = FakeRay()
         run_pool(ray, [str(index) for index in range(count)], size=2)
         assert ray.most_of_one == most
