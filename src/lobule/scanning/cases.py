@@ -47,7 +47,7 @@ from lobule.scanning.contract import (
     ScanOptions,
 )
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.open_case import OpenedCase, within_region
+from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, NotStarted, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink, within_region

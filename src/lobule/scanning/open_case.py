@@ -13,7 +13,7 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.errors import ConfigError
 from lobule.grid import cells_in_box
-from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, ScanOptions, Tissue
+from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
 from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
@@ -124,12 +124,3 @@ def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
     # Unreadable areas of the overview may contain tissue, so they are scanned.
     mask = detected.mask | overview.unreadable
     return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), overview.notes)
-
-
-def within_region(pass_: Pass, case: Case) -> Pass:
-    """Leave cells outside the case's region pending, because it is unknown whether they are glass."""
-    spec, box = pass_.store, case.l0_box
-    if box is None or not isinstance(spec, MapSpec):
-        return pass_
-    inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
-    return replace(pass_, store=replace(spec, glass=spec.glass & inside))
