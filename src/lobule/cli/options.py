@@ -199,14 +199,16 @@ cluster_options = combine_decorators(
     click.option("--address", metavar="HOST:PORT", help="With --runner ray: a running Ray cluster."),
     click.option("--workers", type=click.IntRange(1), help="With --runner ray: number of workers."),
     click.option("--worker-cpus", type=click.IntRange(1), help="With --runner ray: CPU cores of a worker."),
-    click.option(
-        "--divide-above",
-        metavar="SIZE",
-        callback=_converted_by(lambda text: None if text is None else as_bytes(text, "--divide-above")),
-        help="With --runner ray: slides with a larger file are divided among all workers; by default 4GiB.",
-    ),
 )
 """The workers on Ray."""
+
+
+divide_above_option = click.option(
+    "--divide-above",
+    metavar="SIZE",
+    callback=_converted_by(lambda text: None if text is None else as_bytes(text, "--divide-above")),
+    help="With --runner ray: slides with a larger file are divided among all workers; by default 4GiB.",
+)
 
 
 def fresh_option(content: str) -> Callable[[Any], Any]:

@@ -60,6 +60,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
     help="Scan only shard I of N; shards have about the same area of tissue.",
 )
 @shared.cluster_options
+@shared.divide_above_option
 @shared.fresh_option("existing results")
 @shared.retry_failed_option
 @click.option(
