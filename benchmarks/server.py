@@ -62,7 +62,7 @@ NATIVE = (
     "tiatoolbox",
 )
 DECODED = ("lobule", "large_image", "large_image, no ICC", "large_image, same JPEG")
-WARM_SECONDS = 3.0
+WARM_SECONDS = 2.0
 """The first requests open the file and start threads and processes."""
 LUA = """
 local urls, threads = {}, {}
