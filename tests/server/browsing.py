@@ -32,7 +32,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 GL = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 WAIT_MS = 60_000
-HIDE = ".readout, .scale-bar, .notices, .navigator, .seen, .gallery { display: none !important }"
+HIDE = (
+    ".readout, .scale-bar, .notices, .navigator, .seen, .gallery, .tools, .cross { display: none !important }"
+)
 MM = 0.1
 EXAM = (300, 220)
 

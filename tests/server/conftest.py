@@ -9,6 +9,7 @@ import pytest
 from lobule.results import open_results
 from lobule.server.library import Library, Source
 from tests.server.browsing import CHROMIUM, GL, Site, new_tab, serving, write_exam
+from tests.server.feature_site import FeatureSite, feature_site
 from tests.server.support import begin, build_scene, write_case
 
 
@@ -54,3 +55,16 @@ def browser():
 def tab(browser, site: Site):
     with new_tab(browser, site.url) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureSite]:
+    with feature_site(tmp_path_factory.mktemp("features")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(browser, features: FeatureSite):
+    """A tab with the site of the features that may use the clipboard."""
+    with new_tab(browser, features.url, permissions=["clipboard-read", "clipboard-write"]) as opened:
+        yield opened

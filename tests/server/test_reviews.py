@@ -45,10 +45,12 @@ def test_entries_are_appended_and_undo_takes_the_last_back(scene: Scene) -> None
         outline = send(action="draw", polygon=[[1, 2], [30, 2], [30, 40]])[-1]
         assert outline["polygon"] == [[1, 2], [30, 2], [30, 40]]
         assert client.get(url).json()["Dr Who"][0]["action"] == "accept"
-        assert client.get("/api/reviews").json()[0] | {"id": ""} == {
-            "case": "one", "id": "", "person": "Dr Who", "accept": 1, "reject": 0, "relabel": 0, "note": 0, "draw": 1,
-        }  # fmt: skip
+        (row,) = client.get("/api/reviews").json()
     lines = review_path(scene.root / "results", "one", "Dr Who").read_text().splitlines()
+    assert row | {"id": ""} == {
+        "case": "one", "id": "", "person": "Dr Who", "accept": 1, "reject": 0, "relabel": 0, "note": 0, "draw": 1,
+        "last": json.loads(lines[-1])["time"],
+    }  # fmt: skip
     finding = scene.findings[3]
     assert json.loads(lines[0])["position"] == [finding.l0_x, finding.l0_y]
     assert [json.loads(line)["action"] for line in lines] == ["accept", "relabel", "undo", "draw"]

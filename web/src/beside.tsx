@@ -41,7 +41,8 @@ export function Beside({ id, name, main, page }: { id: string; name: string; mai
       removeEventListener("keydown", leadMain);
       main.viewer.removeHandler("viewport-change", followMain);
       other?.destroy();
-      delete (window as unknown as { lobule: Record<string, unknown> }).lobule.beside;
+      const shared = (window as unknown as { lobule: Record<string, unknown> }).lobule;
+      if (shared.beside === other) delete shared.beside;
     };
   }, []);
   return (

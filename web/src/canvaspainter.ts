@@ -12,6 +12,12 @@ const STATE_COLOURS: Record<number, [number, number, number, number]> = {
   [FAILED]: [220, 40, 160, 0.75],
 };
 
+/** Whether a cell without a score has a colour: sparse dots for glass, diagonals for others. */
+function inPattern(state: number, column: number, row: number): boolean {
+  if (state === GLASS) return column % 4 === 0 && row % 4 === 0;
+  return (column + row) % 3 === 0 || (state === FAILED && (column - row + 3000) % 3 === 0);
+}
+
 /** Slower, for browsers without WebGL 2 and after the graphics context was lost. */
 export class CanvasPainter implements Painter {
   readonly name = "canvas";
@@ -69,7 +75,7 @@ export class CanvasPainter implements Painter {
       if (state === SCORED && (style.diverging ? Math.abs(score) : score) >= style.threshold) {
         const at = 4 * Math.round(255 * position(score, style.low, style.high, style.diverging ? 1 : style.gamma));
         data.data.set([table[at], table[at + 1], table[at + 2], 255 * style.opacity], 4 * i);
-      } else if (state !== SCORED && style.states && first && STATE_COLOURS[state] && i % 2 === 0) {
+      } else if (state !== SCORED && style.states && first && STATE_COLOURS[state] && inPattern(state, i % tile.width, Math.floor(i / tile.width))) {
         const [r, g, b, a] = STATE_COLOURS[state];
         data.data.set([r, g, b, 255 * a], 4 * i);
       }

@@ -5,7 +5,7 @@ import type { CaseRow, Session } from "./api";
 import { score, word } from "./format";
 import { useKeys } from "./keys";
 import { caseHash } from "./route";
-import { Brand, ThemeButton } from "./widgets";
+import { Brand, next, ThemeButton } from "./widgets";
 
 const ROW = 60, HEAD = 36;
 const STATUSES = ["complete", "partial", "unfinished", "failed", "unscored", "damaged", "not started", "no result"];
@@ -74,14 +74,15 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
   useEffect(() => setChosen((index) => Math.max(0, Math.min(index, rows.length - 1))), [rows.length]);
 
   const move = (step: number) => {
-    const next = Math.max(0, Math.min(chosen + step, rows.length - 1));
-    setChosen(next);
+    const index = Math.max(0, Math.min(chosen + step, rows.length - 1));
+    setChosen(index);
     const element = scroller.current!;
-    if (next * ROW < element.scrollTop) element.scrollTop = next * ROW;
-    if ((next + 1) * ROW + HEAD > element.scrollTop + element.clientHeight) element.scrollTop = (next + 1) * ROW + HEAD - element.clientHeight;
+    if (index * ROW < element.scrollTop) element.scrollTop = index * ROW;
+    if ((index + 1) * ROW + HEAD > element.scrollTop + element.clientHeight) element.scrollTop = (index + 1) * ROW + HEAD - element.clientHeight;
   };
   const sort = (key: string, number: boolean) =>
     setOrder((before) => (before.key === key ? { key, down: !before.down } : { key, down: number }));
+  const statuses = STATUSES.filter((one) => cases.some((row) => row.status === one));
   useKeys({
     ArrowDown: () => move(1),
     ArrowUp: () => move(-1),
@@ -95,15 +96,16 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
     "/": () => field.current?.focus(),
     s: () => {
       const keys = columns.map((column) => column.key);
-      const next = columns[(keys.indexOf(order.key) + 1) % keys.length];
-      sort(next.key, next.number ?? false);
+      const column = columns[(keys.indexOf(order.key) + 1) % keys.length];
+      sort(column.key, column.number ?? false);
     },
+    f: () => setStatus(next(["", ...statuses], status)),
+    R: () => (location.hash = "#/reviews"),
     S: () => order.key && setOrder({ ...order, down: !order.down }),
   });
 
   const first = Math.max(0, Math.floor(top / ROW) - 4);
   const last = Math.min(rows.length, Math.ceil((top + height) / ROW) + 4);
-  const statuses = STATUSES.filter((one) => cases.some((row) => row.status === one));
   const methods = (props.session?.sources ?? []).map((source) => source.method).filter(Boolean);
   return (
     <div class="list-page">

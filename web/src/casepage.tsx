@@ -41,7 +41,18 @@ export function CasePage(props: { id: string; cases: CaseRow[]; session: Session
     return (
       <div class="list-page">
         <header class="bar"><Brand /></header>
-        <p class="empty" role={problem ? "alert" : undefined}>{problem || "Opening the case …"}</p>
+        {problem ? (
+          <section class="empty" role="alert">
+            <h1>This case cannot be opened</h1>
+            <p>{problem[0].toUpperCase() + problem.slice(1)}</p>
+            <p class="buttons">
+              <button onClick={() => { setProblem(""); void load(true); }}>Try again</button>
+              <a class="button" href="#/">All cases</a>
+            </p>
+          </section>
+        ) : (
+          <p class="empty">Opening the case …</p>
+        )}
       </div>
     );
   const Page = loaded.detail.kind === "exam" ? ExamPage : SlidePage;

@@ -53,8 +53,9 @@ export function DisplayPanel(props: { view: SlideView; detail: CaseDetail; onCla
         <Switch name="Findings" hint="p" on={settings.points} onChange={(points) => change({ points })} />
         <Switch name="Outlines" hint="o" on={settings.outlines} onChange={(outlines) => change({ outlines })} />
         {detail.has_truth && <Switch name="Truth (dashed green)" hint="t" on={settings.truth} onChange={(truth) => change({ truth })} />}
+        {view.hasMaps && <Switch name="Tissue" hint="T" on={settings.tissue} onChange={(tissue) => change({ tissue })} />}
         <Switch name="Viewed area" hint="w" on={settings.seen} onChange={(seen) => change({ seen })} />
-        {view.image.profile?.applied && <Switch name="Colour profile" on={settings.profile} onChange={(profile) => change({ profile })} />}
+        {view.image.profile?.applied && <Switch name="Colour profile" hint="i" on={settings.profile} onChange={(profile) => change({ profile })} />}
         <p class="subtle profile">{profileText(view.image)}</p>
       </section>
     </>
@@ -84,12 +85,14 @@ function Legend({ low, high, difference }: { low: number; high: number; differen
     }
     context.putImageData(image, 0, 0);
   }, [colours, gamma, threshold, low, high, difference]);
+  // The range of a difference is a little wider on one side, so that 0 is one of its 256 values.
+  const ends = difference ? [-high, 0, high] : [low, (low + high) / 2, high];
   const share = Math.min(1, Math.max(0, (threshold - low) / (high - low)));
   return (
     <div class="legend">
       <canvas ref={canvas} width={256} height={1} role="img" aria-label={`Scores from ${trim(low)} to ${trim(high)}`} />
       <i class="mark" style={{ left: `${100 * share}%` }} />
-      <div class="ends"><span>{trim(low)}</span><span>{trim((low + high) / 2)}</span><span>{trim(high)}</span></div>
+      <div class="ends">{ends.map((value, index) => <span key={index}>{trim(value)}</span>)}</div>
     </div>
   );
 }

@@ -1,17 +1,25 @@
 // The four views of an exam on one canvas: chest walls together, equal millimetres, zoomed and moved together.
 
 import { apply, invert, type Affine } from "./affine";
-import { get, getBytes, query, type CaseDetail, type ImageInfo, type TruthOutline } from "./api";
+import { get, getBytes, query, type CaseDetail, type Finding, type ImageInfo, type TruthOutline } from "./api";
+import { examLines } from "./examlines";
 import { createGreyPainter, type GreyImage, type GreyPainter } from "./greyscale";
 import { listen } from "./events";
 import { MapLayer } from "./maptiles";
-import { createPainter, type Line, type Painter } from "./painter";
+import { createPainter, type Painter } from "./painter";
 import { onChange, settings } from "./settings";
 
 /** Right breast on the left of the screen, as radiologists hang views. */
 export const PANES = ["R-CC", "L-CC", "R-MLO", "L-MLO"];
-const GRADE_COLOURS: Record<string, [number, number, number]> = { malignant: [255, 90, 90], benign: [90, 200, 255] };
 const LENS_PX = 110;
+/** Zoom at which a finding is shown, at least. */
+const FINDING_ZOOM = 3;
+
+/** An outline in the pixels of a view. */
+export interface Outline {
+  name: string;
+  points: number[][];
+}
 
 interface Loaded {
   info: ImageInfo;
@@ -27,10 +35,10 @@ function storedValue(view: Loaded, index: number): number {
 
 export class ExamView {
   readonly element: HTMLElement;
-  private grey: GreyPainter;
+  grey: GreyPainter;
   private painter: Painter;
   private layers = new Map<string, MapLayer>();
-  private truth: TruthOutline[] = [];
+  truth: TruthOutline[] = [];
   private stop: (() => void)[] = [];
   private scheduled = false;
   readonly views = new Map<string, Loaded>();
@@ -45,6 +53,13 @@ export class ExamView {
   heatmap: string | null = null;
   lens = false;
   pointer: [number, number] | null = null;
+  findings: Finding[] = [];
+  /** The rings of the findings that have outlines, by their number. */
+  readonly outlines = new Map<number, number[][][]>();
+  selected: number | null = null;
+  /** Outlines of reviews, and the one that is being drawn: its last point follows the pointer. */
+  drawn: Outline[] = [];
+  drawing: Outline | null = null;
   onUpdate: () => void = () => {};
   private paintListeners = new Set<() => void>();
 
@@ -84,10 +99,6 @@ export class ExamView {
     this.painter.canvas.remove();
   }
 
-  get renderer(): string {
-    return this.grey.name;
-  }
-
   private addGrey(plain: boolean): GreyPainter {
     const painter = createGreyPainter(plain, () => {
       this.grey.canvas.remove();
@@ -123,6 +134,15 @@ export class ExamView {
         this.redraw();
       }),
     );
+  }
+
+  async loadOutlines(): Promise<void> {
+    for (const [image, { info }] of this.views) {
+      const values = { image, x: 0, y: 0, width: info.width, height: info.height };
+      const listed = await get<{ number: number; polygon: number[][][][] }[]>(`cases/${this.detail.id}/outlines?${query(values)}`);
+      for (const { number, polygon } of listed) this.outlines.set(number, polygon.flat());
+    }
+    this.redraw();
   }
 
   /** The grades that have a heatmap. */
@@ -180,6 +200,13 @@ export class ExamView {
     return [(index % 2) * (w / 2), Math.floor(index / 2) * (h / 2), w / 2, h / 2];
   }
 
+  /** The point in the middle of each pane before anything was moved: chest walls together, or one view in the middle. */
+  private get home(): [number, number] {
+    const alone = this.single && this.views.get(this.single);
+    if (alone) return [(alone.info.width * this.mm(this.single!)) / 2, 0];
+    return [this.pane("L-CC")[2] / 2 / this.scale, 0];
+  }
+
   /** CSS pixels per millimetre with which the largest view fits its pane. */
   get fit(): number {
     let fit = Infinity;
@@ -212,8 +239,7 @@ export class ExamView {
     const [left, top, width, height] = this.pane(name);
     const [mm, scale] = [this.mm(name), this.scale];
     const toRight = name.startsWith("L");
-    const half = width / 2 / scale;
-    const [panX, panY] = this.pan ?? [half, 0];
+    const [panX, panY] = this.pan ?? this.home;
     // u: millimetres from the chest wall. Column c of an image that points right is at u = c · mm.
     const stored = info.pointing === "left" ? -1 : 1;
     const direction = toRight ? 1 : -1;
@@ -242,20 +268,31 @@ export class ExamView {
     return value && value.state === 2 ? value.score : null;
   }
 
+  /** The middle of the first view on the screen, in CSS pixels. */
+  get middle(): [number, number] {
+    const name = this.single ?? [...this.views].find(([, view]) => view.image)?.[0] ?? "";
+    const info = this.views.get(name)?.info;
+    return info ? apply(this.affine(name), info.width / 2, info.height / 2) : [this.element.clientWidth / 2, this.element.clientHeight / 2];
+  }
+
   moveBy(dx: number, dy: number, name?: string): void {
-    const [, , width] = this.pane(name ?? this.single ?? "L-CC");
-    const [panX, panY] = this.pan ?? [width / 2 / this.scale, 0];
+    const [panX, panY] = this.pan ?? this.home;
     const direction = (name ?? this.single ?? "L").startsWith("L") ? 1 : -1;
     this.pan = [panX - (direction * dx) / this.scale, panY - dy / this.scale];
+    this.redraw();
+  }
+
+  /** Show the views with this many CSS pixels per millimetre, also if they become smaller than their panes. */
+  setScale(pxPerMm: number): void {
+    this.zoom = pxPerMm / this.fit;
     this.redraw();
   }
 
   zoomBy(factor: number, x?: number, y?: number): void {
     const at = x !== undefined && y !== undefined ? this.at(x, y) : null;
     const before = at && x !== undefined ? apply(invert(this.affine(at.name)), x, y!) : null;
-    const [, , width] = this.pane(at?.name ?? this.single ?? "L-CC");
-    const kept: [number, number] = this.pan ?? [width / 2 / this.scale, 0];
-    const next = Math.min(60, Math.max(1, this.zoom * factor));
+    const kept: [number, number] = this.pan ?? this.home;
+    const next = Math.min(60, Math.max(Math.min(1, this.zoom), this.zoom * factor));
     this.zoom = next;
     this.pan = next === 1 ? null : kept;
     if (before && at && this.pan) {
@@ -263,6 +300,55 @@ export class ExamView {
       this.moveBy(x! - nx, y! - ny, at.name);
     }
     this.redraw();
+  }
+
+  /** Go to a pixel of a view, which is the middle of its pane then. */
+  flyTo(name: string, column: number, row: number): void {
+    const info = this.views.get(name)?.info;
+    if (!info) return;
+    if (this.single !== name) this.single = null;
+    this.zoom = Math.max(this.zoom, FINDING_ZOOM);
+    const fromWall = info.pointing === "left" ? info.width - column : column;
+    this.pan = [fromWall * this.mm(name), (row - info.height / 2) * this.mm(name)];
+    this.redraw();
+  }
+
+  /** The pointer has moved. */
+  aim(): void {
+    const at = this.pointer && this.pixelAt(...this.pointer, this.drawing?.name);
+    if (this.drawing && at) this.drawing.points[this.drawing.points.length - 1] = at.point;
+    if (this.drawing || this.lens) this.redraw();
+  }
+
+  /** Set a corner of an outline where the pointer is. The first one decides the view. */
+  addCorner(): void {
+    const at = this.pointer && this.pixelAt(...this.pointer, this.drawing?.name);
+    if (!at) return;
+    const points = this.drawing?.points.slice(0, -1) ?? [];
+    this.drawing = { name: at.name, points: [...points, at.point, at.point] };
+    this.redraw();
+  }
+
+  removeCorner(): void {
+    const points = this.drawing?.points ?? [];
+    this.drawing = points.length > 2 ? { ...this.drawing!, points: [...points.slice(0, -2), points.at(-1)!] } : null;
+    this.redraw();
+  }
+
+  stopDrawing(): void {
+    this.drawing = null;
+    this.redraw();
+  }
+
+  /** The outline in whole pixels, if it has enough points. */
+  finishedOutline(): { image: string; polygon: number[][] } | null {
+    const points = this.drawing?.points.slice(0, -1) ?? [];
+    return points.length >= 3 ? { image: this.drawing!.name, polygon: points.map((point) => point.map(Math.round)) } : null;
+  }
+
+  private pixelAt(x: number, y: number, name?: string): { name: string; point: number[] } | null {
+    const of = name ?? this.at(x, y)?.name;
+    return of ? { name: of, point: apply(invert(this.affine(of)), x, y) } : null;
   }
 
   redraw(): void {
@@ -306,11 +392,6 @@ export class ExamView {
     const { info } = this.views.get(name)!;
     const maps = layer ? [layer.visible([0, 0, info.width, info.height], Math.hypot(affine[0], affine[1]))] : [];
     const [low, high] = layer?.range ?? [0, 1];
-    const lines: Line[] = settings.truth
-      ? this.truth
-          .filter((outline) => outline.name === name)
-          .flatMap((outline) => outline.rings.map((ring) => ({ points: [...ring, ring[0]], colour: GRADE_COLOURS[outline.group] ?? [60, 220, 120], width: 2, dashed: true })))
-      : [];
-    this.painter.paint({ affine, maps, style: { ...settings, low, high, states: false }, points: [], selected: null, lines, dpr, clip, keepsRest: true });
+    this.painter.paint({ affine, maps, style: { ...settings, low, high, states: false }, points: [], selected: null, lines: examLines(this, name), dpr, clip, keepsRest: true });
   }
 }

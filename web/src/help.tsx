@@ -4,18 +4,29 @@ import { useEffect, useRef } from "preact/hooks";
 
 const SECTIONS: [string, [string, string][]][] = [
   ["Everywhere", [["?", "this list"], ["D", "light or dark"], ["Esc", "close, or back to the cases"]]],
-  ["Cases", [["↑ ↓", "choose a case"], ["Enter", "open it"], ["/", "search"], ["s", "sort by the next column"], ["S", "reverse the order"]]],
-  ["Slide", [
-    ["arrows", "move"], ["+ −", "zoom"], ["0", "whole slide"], ["1 … 4", "5×, 10×, 20×, 40×"], ["r R", "rotate by 90°"], ["f", "flip"],
-    ["F", "full screen"], ["n N", "next or previous finding"], ["g", "gallery of the highest fields"], ["h", "heatmap"], ["[ ]", "opacity"],
-    [", .", "threshold"], ["c", "next colour map"], ["p", "points"], ["o", "outlines"], ["t", "truth"], ["v", "cells without a score"],
-    ["w", "area that was viewed"], ["s", "side by side: the next result, or the truth"], ["d", "map of the difference"], ["m", "measure"], ["y", "copy the coordinates"], ["J K", "next or previous case"],
+  ["Cases", [["↑ ↓", "choose a case"], ["Enter", "open it"], ["/", "search"], ["s", "sort by the next column"], ["S", "reverse the order"], ["f", "next status"], ["R", "table of reviews"]]],
+  ["Slide and exam", [
+    ["arrows", "move"], ["⇧ arrows", "move a cross instead of the mouse"], ["+ −", "zoom"], ["[ ]", "opacity of the heatmap"], [", .", "threshold of the heatmap"],
+    ["c", "next colour map"], ["t", "truth"], ["n N", "next or previous finding"], ["y", "copy the coordinates"], ["Y", "copy the address of the view"],
+    ["q Q", "next or previous tab of the panel"], ["F", "full screen"], ["J K", "next or previous case"],
   ]],
-  ["Review", [["a", "accept the finding"], ["x", "reject it"], ["u", "undo"], ["e", "draw a finding: click its outline, then Enter"]]],
+  ["Review", [
+    ["a", "accept the finding"], ["x", "reject it"], ["u", "undo"], ["e", "draw a finding, then Enter"], ["Space", "set a point at the cross"],
+    ["⌫", "remove the last point"], ["M", "write a note"],
+  ]],
+  ["Slide", [
+    ["0", "whole slide"], ["1 … 4", "5×, 10×, 20×, 40×"], ["r R", "rotate by 90°"], ["f", "flip"], ["g", "gallery of the highest fields"],
+    ["h", "heatmap"], ["k", "next class of the map"], ["p", "points"], ["o", "outlines"], ["T", "tissue"], ["v", "cells without a score"],
+    ["w", "area that was viewed"], ["i", "colour profile"], ["s", "side by side: the next result, or the truth"], ["d", "map of the difference"],
+    ["m", "measure: two points"], ["L", "relabel the finding"],
+  ]],
   ["Exam", [
-    ["h", "next heatmap: off, benign, malignant"], ["i", "invert"], ["w W", "window wider or narrower"], ["l L", "level up or down"],
-    ["0", "whole views"], ["+ −", "zoom, all views together"], ["arrows", "move"], ["1 … 4", "one view alone, or all"],
-    ["m", "magnifier"], ["t", "truth"], ["b", "true size, after calibration"], ["s", "side by side: another exam of the patient"], ["wheel", "zoom"], ["right drag", "window and level"],
+    ["0", "whole views, first window"], ["1 … 4", "one view alone, or all"], ["h", "next heatmap: off, benign, malignant"], ["i", "invert"],
+    ["w W", "window wider or narrower"], ["l L", "level up or down"], ["m", "magnifier"], ["p", "mark all findings"],
+    ["B", "calibrate the screen"], ["b", "true size, after calibration"], ["s", "side by side: another exam"], ["R", "relabel the finding"],
+  ]],
+  ["Mouse", [
+    ["wheel", "zoom"], ["drag", "move"], ["right", "slide: copy the coordinates; exam: drag for window and level, also with Shift"], ["double", "slide: zoom in; exam: one view alone"],
   ]],
 ];
 

@@ -9,16 +9,17 @@ const groups: { current: Keys }[] = [];
 
 addEventListener("keydown", (event) => {
   const target = event.target as HTMLElement;
-  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "range";
+  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && !/^(range|checkbox)$/.test((target as HTMLInputElement).type);
   if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
   if (typing) {
     target.blur();
     return;
   }
   const isSlider = target.tagName === "INPUT" && event.key.startsWith("Arrow");
-  const isButton = /^(BUTTON|A)$/.test(target.tagName) && event.key === "Enter";
+  const isButton = (/^(BUTTON|A)$/.test(target.tagName) && event.key === "Enter") || (/^(BUTTON|INPUT)$/.test(target.tagName) && event.key === " ");
   const action = groups.findLast((keys) => keys.current[event.key])?.current[event.key];
-  if (!action || isSlider || isButton) return;
+  const isScrolled = target.getAttribute("role") === "tabpanel" && !event.shiftKey && /^(Arrow(Up|Down)|Page|Home|End)/.test(event.key);
+  if (!action || isSlider || isButton || isScrolled) return;
   event.preventDefault();
   action(event);
 });

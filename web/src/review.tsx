@@ -21,41 +21,58 @@ export function verdicts(reviews: Reviews): Map<number, string> {
   return judged;
 }
 
+/** Move the focus to a field of the review panel when that is shown. */
+export function focusField(name: "person" | "relabel" | "note"): void {
+  setTimeout(() => document.getElementById(`review-${name}`)?.focus());
+}
+
 type Send = (action: "accept" | "reject" | "undo" | "relabel" | "note" | "draw", values?: object) => Promise<boolean>;
 
-export function ReviewPanel(props: { reviews: Reviews; selected: number | null; labels: string[]; canReview: boolean; onReview: Send; onDraw?: () => void }) {
+export function ReviewPanel(props: { reviews: Reviews; selected: number | null; ranks: ReadonlyMap<number, number>; labels: string[]; canReview: boolean; onReview: Send; onDraw?: () => void; relabelKey?: string }) {
   const { selected, onReview } = props;
+  const nameOf = (finding: number) => `Finding ${props.ranks.get(finding) ?? `number ${finding}`}`;
   const [note, setNote] = useState("");
   const [label, setLabel] = useState("");
   if (!props.canReview) return <p class="subtle">A case without results cannot be reviewed.</p>;
-  const chosen = selected === null ? "Choose a finding to judge it." : `Finding ${selected + 1} is chosen.`;
+  const chosen = selected === null ? "Choose a finding to judge it." : `${nameOf(selected)} is chosen.`;
+  const relabel = async () => {
+    if (!label.trim() || selected === null || !(await onReview("relabel", { finding: selected, label: label.trim() }))) return;
+    setLabel("");
+    (document.activeElement as HTMLElement).blur();
+  };
+  const addNote = async () => {
+    if (!note.trim() || !(await onReview("note", { text: note.trim() }))) return;
+    setNote("");
+    (document.activeElement as HTMLElement).blur();
+  };
   return (
     <>
       <section>
         <label class="field"><span>Your name</span>
-          <input value={settings.person} maxLength={64} onInput={(event) => change({ person: event.currentTarget.value })} />
+          <input id="review-person" value={settings.person} maxLength={64} onInput={(event) => change({ person: event.currentTarget.value })} />
         </label>
         <p class="subtle">{chosen}</p>
-        <div class="buttons">
+        <div class="buttons pairs">
           <button disabled={selected === null} onClick={() => void onReview("accept", { finding: selected })}>Accept <kbd>a</kbd></button>
           <button disabled={selected === null} onClick={() => void onReview("reject", { finding: selected })}>Reject <kbd>x</kbd></button>
           {props.onDraw && <button onClick={props.onDraw}>Draw <kbd>e</kbd></button>}
           <button onClick={() => void onReview("undo")}>Undo <kbd>u</kbd></button>
         </div>
-        <form class="inline" onSubmit={(event) => { event.preventDefault(); if (label.trim()) void onReview("relabel", { finding: selected, label: label.trim() }).then((ok) => ok && setLabel("")); }}>
-          <input list="labels" placeholder="Another label" aria-label="Another label" value={label} onInput={(event) => setLabel(event.currentTarget.value)} />
+        <form class="inline" onSubmit={(event) => { event.preventDefault(); void relabel(); }}>
+          <input id="review-relabel" list="labels" placeholder="Another label" aria-label="Another label" value={label} onInput={(event) => setLabel(event.currentTarget.value)} />
           <datalist id="labels">{props.labels.map((name) => <option key={name} value={name} />)}</datalist>
-          <button disabled={selected === null || !label.trim()}>Relabel</button>
+          <button disabled={selected === null || !label.trim()}>Relabel <kbd>{props.relabelKey ?? "L"}</kbd></button>
         </form>
-        <form class="inline" onSubmit={(event) => { event.preventDefault(); if (note.trim()) void onReview("note", { text: note.trim() }).then((ok) => ok && setNote("")); }}>
-          <textarea placeholder="A note about this case" aria-label="Note" rows={3} maxLength={4000} value={note} onInput={(event) => setNote(event.currentTarget.value)} />
-          <button disabled={!note.trim()}>Add note</button>
+        <form class="inline" onSubmit={(event) => { event.preventDefault(); void addNote(); }}>
+          <textarea id="review-note" placeholder="A note about this case" aria-label="Note" rows={3} maxLength={4000} value={note} onInput={(event) => setNote(event.currentTarget.value)}
+            onKeyDown={(event) => { if (event.key === "Enter" && event.ctrlKey) void addNote(); }} title="Ctrl and Enter add the note" />
+          <button disabled={!note.trim()}>Add note <kbd>M</kbd></button>
         </form>
       </section>
       {Object.entries(props.reviews).map(([person, entries]) => (
         <section key={person}>
           <h2>{person}</h2>
-          <ul class="notes">{entries.map((entry, index) => <li key={index}>{sentence(entry)}</li>)}</ul>
+          <ul class="notes">{entries.map((entry, index) => <li key={index}>{sentence(entry, nameOf)}</li>)}</ul>
           {entries.length === 0 && <p class="subtle">No entries.</p>}
         </section>
       ))}
@@ -63,9 +80,9 @@ export function ReviewPanel(props: { reviews: Reviews; selected: number | null; 
   );
 }
 
-function sentence(entry: Review): string {
+function sentence(entry: Review, nameOf: (finding: number) => string): string {
   if (entry.action === "note") return entry.text ?? "";
   if (entry.action === "draw") return `A finding was drawn with ${entry.polygon?.length ?? 0} points.`;
-  const subject = `Finding ${(entry.finding ?? 0) + 1}`;
+  const subject = nameOf(entry.finding ?? 0);
   return entry.action === "relabel" ? `${subject}: ${word(entry.label ?? "")}` : `${subject} ${WORDS[entry.action]}`;
 }

@@ -7,6 +7,8 @@ import { Brand, ThemeButton } from "./widgets";
 
 interface Row {
   case: string; id: string | null; person: string; accept: number; reject: number; relabel: number; note: number; draw: number;
+  /** The time of the latest entry in force; empty if none is. */
+  last: string;
 }
 
 export function ReviewTable() {
@@ -20,13 +22,14 @@ export function ReviewTable() {
       <main class="page">
         {rows?.length ? (
           <table class="plain">
-            <thead><tr><th>case</th><th>reviewer</th>{columns.map((name) => <th key={name} class="number">{titles[name]}</th>)}</tr></thead>
+            <thead><tr><th>case</th><th>reviewer</th>{columns.map((name) => <th key={name} class="number">{titles[name]}</th>)}<th>last entry</th></tr></thead>
             <tbody>
               {rows.map((row) => (
                 <tr key={`${row.case} ${row.person}`}>
                   <td>{row.id ? <a href={caseHash(row.id)}>{row.case}</a> : row.case}</td>
                   <td>{row.person}</td>
                   {columns.map((name) => <td key={name} class="number">{row[name]}</td>)}
+                  <td>{row.last.slice(0, 16).replace("T", " ")}</td>
                 </tr>
               ))}
             </tbody>

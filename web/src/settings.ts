@@ -5,7 +5,8 @@ import { useEffect, useState } from "preact/hooks";
 export interface Settings {
   theme: "system" | "light" | "dark";
   heatmap: boolean;
-  examHeatmap: boolean;
+  /** Mark all findings of an exam, not only the chosen one. */
+  examFindings: boolean;
   opacity: number;
   threshold: number;
   gamma: number;
@@ -16,6 +17,8 @@ export interface Settings {
   outlines: boolean;
   truth: boolean;
   seen: boolean;
+  /** Outline the tissue: the map cells that are not glass. */
+  tissue: boolean;
   /** Convert the colours of the slide by its ICC profile. */
   profile: boolean;
   person: string;
@@ -24,7 +27,7 @@ export interface Settings {
 const DEFAULTS: Settings = {
   theme: "system",
   heatmap: true,
-  examHeatmap: false,
+  examFindings: false,
   opacity: 0.6,
   threshold: 0.2,
   gamma: 1,
@@ -35,6 +38,7 @@ const DEFAULTS: Settings = {
   outlines: true,
   truth: false,
   seen: false,
+  tissue: false,
   profile: true,
   person: "",
 };
@@ -46,7 +50,7 @@ function load(): Settings {
   try {
     const stored = JSON.parse(localStorage.getItem(KEY) ?? "{}") as Partial<Settings>;
     const known = Object.entries(stored).filter(([name, value]) => typeof value === typeof DEFAULTS[name as keyof Settings]);
-    return { ...DEFAULTS, ...Object.fromEntries(known), examHeatmap: false };
+    return { ...DEFAULTS, ...Object.fromEntries(known), examFindings: false };
   } catch {
     return { ...DEFAULTS };
   }
@@ -63,6 +67,11 @@ export function change(values: Partial<Settings>): void {
   }
   if ("theme" in values) applyTheme();
   for (const listener of listeners) listener();
+}
+
+/** Raise or lower a setting between 0 and 1. */
+export function nudge(name: "opacity" | "threshold", by: number): void {
+  change({ [name]: Math.min(1, Math.max(0, Math.round((settings[name] + by) * 100) / 100)) });
 }
 
 export function onChange(listener: () => void): () => void {

@@ -6,7 +6,8 @@ import { get, query, type CaseDetail, type FindingsPage, type ImageInfo, type Tr
 import { FindingLayer, type PointTile } from "./findingtiles";
 import { MapLayer } from "./maptiles";
 import { Overlay, type OverlaySource } from "./overlay";
-import type { Frame, Line } from "./painter";
+import type { Frame } from "./painter";
+import { slideLines } from "./slidelines";
 import { DIFFERENCE } from "./colours";
 import { correctTiles, loadProfile } from "./profile";
 import { onChange, settings, type Settings } from "./settings";
@@ -31,22 +32,18 @@ export interface View {
   rotation: number;
 }
 
-const LABEL_COLOURS: [number, number, number][] = [
-  [0, 200, 255], [255, 170, 0], [170, 255, 80], [255, 110, 180], [190, 150, 255],
-];
 /** Longest side of the small picture of the whole slide. */
 const NAVIGATOR_PX = 170;
-const TRUTH_COLOUR: [number, number, number] = [60, 220, 120];
-
 export class SlideView implements OverlaySource {
   readonly viewer: OpenSeadragon.Viewer;
   readonly image: ImageInfo;
   readonly overlay: Overlay;
-  private layers: MapLayer[] = [];
+  layers: MapLayer[] = [];
   private findings: FindingLayer | null = null;
-  private outlines = new Map<number, number[][][][]>();
+  /** The outlines of findings in and near the view, by their number. */
+  outlines = new Map<number, number[][][][]>();
   private outlineBox = "";
-  private truth: TruthOutline[] = [];
+  truth: TruthOutline[] = [];
   private stop: (() => void)[] = [];
   private missedChunks = new Set<string>();
   private seenCells = new Map<string, number>();
@@ -77,7 +74,7 @@ export class SlideView implements OverlaySource {
       drawer: "canvas",
       tileSources: this.image.levels?.length ? tileSource(detail.id, this.image) : blankSource(this.image),
       showNavigationControl: false,
-      showNavigator: true,
+      showNavigator: Boolean(this.image.levels?.length),
       navigatorPosition: "BOTTOM_RIGHT",
       ...navigatorSize(this.image.width, this.image.height),
       navigatorAutoFade: false,
@@ -185,9 +182,20 @@ export class SlideView implements OverlaySource {
 
   /** Show the whole slide: the area with pixels, if the file states it. */
   home(immediately = false): void {
-    const [x, y, width, height] = this.image.bounds ?? [0, 0, this.image.width, this.image.height];
+    const [x, y, width, height] = this.bounds;
     const w = this.image.width;
     this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(x / w, y / w, width / w, height / w), immediately);
+  }
+
+  private get bounds(): [number, number, number, number] {
+    return this.image.bounds ?? [0, 0, this.image.width, this.image.height];
+  }
+
+  /** Whether the whole slide is in view. */
+  get showsAll(): boolean {
+    const [x, y, width, height] = this.bounds;
+    const [left, top, right, bottom] = this.box(2);
+    return left <= x && top <= y && right >= x + width && bottom >= y + height;
   }
 
   private async onChunks(chunks: string[]): Promise<void> {
@@ -302,30 +310,16 @@ export class SlideView implements OverlaySource {
     const box = this.box(margin);
     const pxPerL0 = this.pxPerL0;
     const shown = { ...settings, ...this.overrides };
-    const maps = shown.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0 * devicePixelRatio)) : [];
+    const quads = (layer: MapLayer) => layer.visible(box, pxPerL0 * devicePixelRatio);
+    const maps = shown.heatmap ? this.layers.map(quads) : [];
+    // The coarsest map covers all of the tissue.
+    const tissue = shown.tissue && this.layers.length ? (maps[0] ?? quads(this.layers[0])) : [];
     const points = shown.points && this.findings ? this.findings.visible(box, this.findingLevel) : [];
     const [low, high] = this.layers[0]?.range ?? [0, 1];
     const diverging = this.comparedWith !== null;
     const style = { ...shown, low, high, diverging, colours: diverging ? DIFFERENCE : shown.colours };
     this.onUpdate();
-    return { maps, style, points, selected: this.selected, lines: this.lines(shown) };
-  }
-
-  private lines(shown: Settings): Line[] {
-    const lines: Line[] = [];
-    const closed = (ring: number[][]) => [...ring, ring[0]];
-    if (shown.truth)
-      for (const outline of this.truth)
-        for (const ring of outline.rings) lines.push({ points: closed(ring), colour: TRUTH_COLOUR, width: 2, dashed: true });
-    if (shown.outlines)
-      for (const [number, polygons] of this.outlines)
-        for (const rings of polygons)
-          for (const ring of rings)
-            lines.push({ points: closed(ring), colour: number === this.selected ? [255, 217, 0] : LABEL_COLOURS[0], width: number === this.selected ? 3 : 2 });
-    for (const ring of this.drawn) lines.push({ points: closed(ring), colour: LABEL_COLOURS[3], width: 2 });
-    if (this.measured.length) lines.push({ points: this.measured, colour: [255, 255, 255], width: 2 });
-    if (this.drawing.length) lines.push({ points: this.drawing, colour: LABEL_COLOURS[1], width: 2 });
-    return lines;
+    return { maps, style, points, selected: this.selected, lines: slideLines(this, shown, tissue) };
   }
 
   private onSettled(): void {
@@ -372,19 +366,14 @@ export class SlideView implements OverlaySource {
     return this.seenCells;
   }
 
-  /** Whether a square of the layer of viewed areas has tissue: a map cell that is not glass. Without a map, all have. */
-  hasTissue(column: number, row: number): boolean {
-    const layer = this.layers[0];
-    if (!layer) return true;
-    const side = this.seenSide;
-    const steps = [0.1, 0.3, 0.5, 0.7, 0.9];
-    const states = steps.flatMap((y) => steps.map((x) => layer.valueAt((column + x) * side, (row + y) * side)?.state));
-    return states.some((state) => state !== undefined && state !== 1 && state !== 255);
-  }
-
   at(clientX: number, clientY: number): Cursor {
     const bounds = this.viewer.canvas.getBoundingClientRect();
-    const [x, y] = this.toImage(clientX - bounds.left, clientY - bounds.top);
+    return this.under(clientX - bounds.left, clientY - bounds.top);
+  }
+
+  /** What is under a position in CSS pixels of the viewer. */
+  under(left: number, top: number): Cursor {
+    const [x, y] = this.toImage(left, top);
     const values = this.layers.map((layer) => layer.valueAt(x, y)).filter((value) => value !== null);
     const value = values.findLast((one) => one.state === 2) ?? values.at(0);
     return { x, y, score: value && value.state === 2 ? value.score : null, state: value?.state ?? null };

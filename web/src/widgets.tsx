@@ -40,6 +40,37 @@ export function Switch(props: { name: string; hint?: string; on: boolean; onChan
   );
 }
 
+/** The tabs of a panel. Arrows go from tab to tab while one of them has the focus. */
+export function Tabs<Name extends string>(props: { names: readonly Name[]; chosen: Name; text?: (name: Name) => string; onChoose: (name: Name) => void }) {
+  const { names, chosen } = props;
+  const onKeyDown = (event: KeyboardEvent) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.stopPropagation();
+    const index = (names.indexOf(chosen) + by + names.length) % names.length;
+    props.onChoose(names[index]);
+    (event.currentTarget as HTMLElement).querySelectorAll("button")[index].focus();
+  };
+  return (
+    <nav class="tabs" role="tablist" title="Next tab: q" onKeyDown={onKeyDown}>
+      {names.map((name) => (
+        <button key={name} role="tab" aria-selected={chosen === name} tabIndex={chosen === name ? 0 : -1} onClick={() => props.onChoose(name)}>
+          {props.text?.(name) ?? name}
+        </button>
+      ))}
+    </nav>
+  );
+}
+
+export function next<Name>(names: readonly Name[], chosen: Name, by = 1): Name {
+  return names[(names.indexOf(chosen) + by + names.length) % names.length];
+}
+
+/** A text whose parts in backticks are code. */
+export function withCode(text: string) {
+  return text.split("`").map((part, index) => (index % 2 ? <code key={index}>{part}</code> : part));
+}
+
 export function Scores({ scores }: { scores: Record<string, number> }) {
   const entries = Object.entries(scores);
   return (

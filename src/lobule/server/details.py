@@ -159,7 +159,8 @@ def _image(pixels: Pixels, name: str, file: ImageFile, *, exam: bool) -> dict[st
             return view_metadata(pixels.view(file.path, name))
         return slide_metadata(pixels.open(file.path, file.mpp))
     except OSError:
-        return {"missing": "The image file is not there. Name its folder with `lobule view --slides`."}
+        text = "The image file is not there, so only its results are shown."
+        return {"missing": f"{text} Name its folder: `lobule view RESULTS --slides FOLDER`."}
     except LobuleError as error:
         return {"missing": f"The image cannot be read: {error.problem}."}
 

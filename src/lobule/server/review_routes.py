@@ -87,5 +87,7 @@ def all_reviews(request: Request) -> list[dict[str, Any]]:
                 counts = dict.fromkeys(("accept", "reject", "relabel", "note", "draw"), 0)
                 for entry in entries:
                     counts[str(entry["action"])] += 1
-                table.append({"case": name, "id": by_name.get((index, name)), "person": person, **counts})
+                last = max((str(entry["time"]) for entry in entries), default="")
+                row: dict[str, Any] = {"case": name, "id": by_name.get((index, name)), "person": person}
+                table.append({**row, **counts, "last": last})
     return table
