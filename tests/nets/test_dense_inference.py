@@ -73,6 +73,15 @@ def test_scaling_by_the_formula() -> None:
     assert scaling.apply(torch.from_numpy(images), torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_planes_have_the_bits_of_scaled_pixels() -> None:
+    images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 37, 21, 3), np.uint8))
+    for scaling in (InputScaling(), PLAIN_SCALING):
+        planes = scaling.write_planes(images, torch.empty(2, 3, 37, 21))
+        assert planes.is_contiguous() and torch.equal(planes, scaling.apply(images))
+    with pytest.raises(ModelError, match="not RGB"):
+        PLAIN_SCALING.write_planes(images.float(), torch.empty(2, 3, 37, 21))
+
+
 def test_scaling_is_stored_and_read_back() -> None:
     assert InputScaling.from_dict(PLAIN_SCALING.as_dict()) == PLAIN_SCALING
     assert InputScaling().as_dict() == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

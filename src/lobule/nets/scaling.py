@@ -23,19 +23,24 @@ class InputScaling:
 
     def apply(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 (N, H, W, 3) to float (N, 3, H, W), channels last in memory, on the images' device."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ModelError(
-                "these are not RGB images",
-                expected="uint8 of shape (N, H, W, 3)",
-                actual=f"{images.dtype} of shape {tuple(images.shape)}",
-            )
-        batch, height, width, _ = images.shape
+        batch, height, width, _ = _checked(images).shape
         # over whole rows, because a loop over three channels at a time is several times slower
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device) * 255
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device) * 255
+        mean, factor = self._mean_and_factor(images.device)
         rows = images.reshape(batch, height, width * 3).to(torch.float32)
-        rows = rows.sub_(mean.repeat(width)).mul_((1 / std).repeat(width)).to(dtype)
+        rows = rows.sub_(mean.repeat(width)).mul_(factor.repeat(width)).to(dtype)
         return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+    def write_planes(self, images: Tensor, out: Tensor) -> Tensor:
+        """Write the same values to a float32 tensor (N, 3, H, W) that is contiguous in memory; return it."""
+        mean, factor = self._mean_and_factor(_checked(images).device)
+        for channel in range(3):
+            out[:, channel].copy_(images[..., channel]).sub_(mean[channel]).mul_(factor[channel])
+        return out
+
+    def _mean_and_factor(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The mean and the factor of each channel for values from 0 to 255."""
+        std = torch.tensor(self.std, dtype=torch.float32, device=device) * 255
+        return torch.tensor(self.mean, dtype=torch.float32, device=device) * 255, 1 / std
 
     def as_dict(self) -> dict[str, list[float]]:
         """For model.json; `from_dict` reads it back."""
@@ -57,3 +62,13 @@ class InputScaling:
 
 PLAIN_SCALING = InputScaling((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """To -1..1, for nets that are trained from scratch."""
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ModelError(
+            "these are not RGB images",
+            expected="uint8 of shape (N, H, W, 3)",
+            actual=f"{images.dtype} of shape {tuple(images.shape)}",
+        )
+    return images

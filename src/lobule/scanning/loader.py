@@ -69,6 +69,9 @@ def load_batch(
         except Exception as error:  # Any error of a reader fails only this field, and is recorded.
             failures[row] = cause_of(error)
             continue
+        if size == 1 and field_pixels.flags.owndata:  # Large fields are not copied.
+            pixels = field_pixels[np.newaxis]
+            break
         if pixels is None:
             pixels = np.full((size, *field_pixels.shape), _blank(field_pixels), field_pixels.dtype)
         pixels[slot] = field_pixels

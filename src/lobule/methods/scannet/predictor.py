@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import InputScaling
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
-from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
+from lobule.scanning.contract import OPENVINO, Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import copy_to_device, dtype_of, largest_cells, random_batch, working_bytes
 from lobule.scanning.map_findings import by_score
 from lobule.scanning.open_case import slide_images
@@ -63,7 +64,7 @@ class DenseModel:
         self.geometry = geometry_of(net)
         self._inference_net = for_inference(net)
         self._device_nets: dict[int, nn.Module] = {}
-        self._engine = EngineSettings()
+        self._engine, self._planes = EngineSettings(), threading.local()
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
@@ -85,7 +86,7 @@ class DenseModel:
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         # Built here and not in the replicas, because tracing a net temporarily changes all modules of the
         # process.
-        self._engine = engine
+        self._engine, self._planes = engine, threading.local()
         self._device_nets = {
             stride: copy_to_device(self._dense(stride), engine) for stride in self._all_strides(options)
         }
@@ -100,10 +101,24 @@ class DenseModel:
 
     def forward(self, key: DenseMap, batch: Batch) -> dict[str, torch.Tensor]:
         net = self._device_nets[key.stride]
-        logits = net(self.scaling.apply(batch.pixels, dtype_of(self._engine))).float()
+        logits = net(self._scaled(batch.pixels)).float()
         if self.calibration is not None:
             return {"map": self.calibration.probabilities(logits)}
         return {"map": torch.softmax(logits, dim=1)[:, 1:]}
+
+    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The input of the net. For OpenVINO it is valid until the next call in the same thread.
+
+        OpenVINO needs the channels apart. Each thread keeps one input, because new ones of 100 MB between
+        other allocations would make the memory grow, and each new page costs time.
+        """
+        if self._engine.runtime != OPENVINO:
+            return self.scaling.apply(pixels, dtype_of(self._engine))
+        fields, height, width, _ = pixels.shape
+        planes: torch.Tensor | None = getattr(self._planes, "tensor", None)
+        if planes is None or planes.shape != (fields, 3, height, width):
+            planes = self._planes.tensor = torch.empty((fields, 3, height, width))
+        return self.scaling.write_planes(pixels, planes)
 
     def stride(self, options: ScanOptions) -> int:
         """The stride of a uniform map: the net's stride divided by a power of two."""
