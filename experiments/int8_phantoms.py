@@ -77,7 +77,7 @@ def main() -> None:
     calibration = cohort_in(out / "calibration", 1000, CALIBRATION // 2, CALIBRATION // 2)
     cohort = cohort_in(out / "slides", 1, TUMOUR, NORMAL)
     if not (quantised / "model.json").exists():
-        quantize(options.bundle, calibration, quantised, fields=CALIBRATION, scans=0)
+        quantize(options.bundle, calibration, quantised, scans=0)
     print("cells:", read_bundle(quantised).provenance[REPORT]["fields"])
     exact, rounded = out / "float32 results", out / "int8 results"
     lobule.scan(options.bundle, cohort, exact, runtime="openvino", precision="float32")

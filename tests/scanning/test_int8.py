@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lobule.api import quantization
 from lobule.api import scan as scan_bundle
 from lobule.api.quantization import quantize, rank_correlation
 from lobule.bundles import read_bundle
@@ -28,6 +29,7 @@ from lobule.scanning.int8 import CollectedInputs, write_models
 from lobule.scanning.network_identity import INDEX, int8_models, signature, structure_digest
 from lobule.scanning.openvino_library import is_installed
 from lobule.scanning.openvino_runtime import OpenVinoNet
+from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
 
 pytestmark = pytest.mark.skipif(
@@ -129,6 +131,32 @@ def test_a_changed_model_is_refused(quantised: Path, cohort: Cohort, tmp_path: P
     (tmp_path / "changed" / "int8-0.bin").write_bytes(b"other")
     with pytest.raises(BundleError, match="not the one the bundle was made with"):
         run(tmp_path / "changed", cohort, tmp_path / "r")
+
+
+def test_a_dense_net_is_calibrated_on_small_fields_and_computes_large_ones(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The mean score must not shift: NNCF's fast correction of biases once raised all scores."""
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantization, "CALIBRATION_CELLS", 2)
+    dense = write_tiny_bundle(tmp_path / "dense", mpp=0.5)
+    bundle = quantize(dense, cohort, tmp_path / "int8", scans=0, max_ram=48 << 20)
+    (model,) = bundle.provenance["int8"]["models"]
+    settings: dict[str, Any] = {"tissue": False, "device": "cpu", "max_ram": 48 << 20, "runtime": "openvino"}
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        scan_bundle(tmp_path / "int8", cohort, tmp_path / "rounded", precision="int8", **settings)
+    assert "no int8 model" not in caplog.text
+    scan_bundle(dense, cohort, tmp_path / "exact", precision="float32", **settings)
+    engine = read_json(tmp_path / "rounded" / "scan.json")["engine"]
+    assert engine["cells"] > 2, "complete fields are larger than those of the calibration"
+    assert model["fields"] > 2 * len(list(cohort)), "small fields are more than complete ones"
+    exact, rounded = (
+        np.concatenate(
+            [next(iter(case.maps.values())).scores().ravel() for case in open_results(out).cases()]
+        )
+        for out in (tmp_path / "exact", tmp_path / "rounded")
+    )
+    assert abs((rounded - exact).mean()) < 0.1 * np.std(exact) and not np.array_equal(rounded, exact)
 
 
 def test_a_model_belongs_to_its_network_and_shape(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,3 +258,32 @@ def test_bfloat16_is_tried_only_with_units_for_it(monkeypatch: pytest.MonkeyPatc
 
 def test_the_cache_is_in_the_cache_folder(cache: Path) -> None:
     assert cache_folder() == cache
+
+
+WITHOUT_AVX2 = """
+    import sys, torch
+    from lobule.api import scan
+    assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+    bundle, slide, out = sys.argv[1:]
+    for runtime in ("torch", "openvino"):
+        report = scan(bundle, slide, f"{out}-{runtime}", runtime=runtime, precision="float32", tissue=False,
+                      device="cpu", max_ram=48 << 20)
+        assert dict(report.counts) == {"complete": 1}, report.failed
+"""
+
+
+@pytest.mark.campaign
+def test_a_processor_without_avx2_computes_the_same_scores(
+    bundles: dict[str, Path], slide: Path, tmp_path: Path
+) -> None:
+    """The libraries are limited to older instructions, as they limit themselves on such a processor."""
+    variables = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "DNNL_MAX_CPU_ISA": "SSE41"}
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_AVX2), bundles["tiles"], slide, tmp_path / "old"],
+        check=True, env={**os.environ, **variables}, timeout=900,
+    )  # fmt: skip
+    run(bundles["tiles"], slide, tmp_path / "new", "torch")
+    for runtime in ("torch", OPENVINO):
+        np.testing.assert_allclose(
+            scores_of(tmp_path / f"old-{runtime}"), scores_of(tmp_path / "new"), atol=1e-4
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,11 +17,18 @@ from lobule.settings import checked_options
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Case, Cohort
-    from lobule.scanning.contract import Batch, EngineSettings, Predictor, ScanOptions
+    from lobule.scanning.contract import Batch, EngineSettings, Model, Predictor, ScanOptions
+    from lobule.scanning.openvino_runtime import OpenVinoNet
+
+log = logging.getLogger("lobule.scan")
 
 GIB = 1 << 30
 MOST_PIXELS = 50_000_000
 """Pixels on which a network is calibrated or compared; about a thousand tiles of 224 px."""
+CALIBRATION_CELLS = 32
+"""Cells per side of the fields on which a dense network is calibrated, if it can compute smaller ones."""
+SMALLEST_SHARE = 4096
+"""The memory limit is divided by at most this number to find the size of these fields."""
 REPORT = "int8"
 """The key of the accuracy report in the provenance of a bundle."""
 
@@ -104,15 +112,57 @@ def _calibrate(
 
     replicas, threads = replicas_for("cpu", available_cores())
     engine = EngineSettings(runtime=OPENVINO, replicas=replicas, replica_threads=threads)
-    engine = predictor.model.choose_batch(engine, int(max_ram * MODEL_SHARE) // replicas, options)
+    max_bytes = int(max_ram * MODEL_SHARE) // replicas
+    engine = predictor.model.choose_batch(engine, max_bytes, options)
     if engine.batch > SLICE:  # Whole slices, so that all inputs have the same shape.
         engine = replace(engine, batch=engine.batch // SLICE * SLICE)
     predictor.model.move_to_device(engine, options)
-    collected = CollectedInputs(fields)
-    with recorded_inputs(collected.add):
-        for key, batch in _batches(predictor, cases, options, engine, fields, first=0):
+    for form in dict.fromkeys((_with_small_fields(predictor.model, engine, max_bytes, options), engine)):
+        collected = CollectedInputs(fields)
+        with recorded_inputs(collected.add):
+            for key, batch in _batches(predictor, cases, options, form, fields, first=0):
+                _scores(predictor, key, batch)
+        complete = {} if form == engine else _input_shapes(predictor, cases, options, engine)
+        try:
+            return engine, write_models(collected, engine, folder, complete)
+        except RuntimeError as error:
+            if form == engine:
+                raise
+            log.info("The networks are calibrated on complete fields: %s", error)
+    raise AssertionError("complete fields are the last form")
+
+
+def _with_small_fields(
+    model: Model, engine: EngineSettings, max_bytes: int, options: ScanOptions
+) -> EngineSettings:
+    """Return the settings with smaller fields if the method allows them: more of them fit into the memory,
+    and they contain less glass."""
+    from lobule.errors import ConfigError
+
+    small = engine
+    for _ in range(SMALLEST_SHARE.bit_length() - 1):
+        max_bytes //= 2
+        try:
+            candidate = model.choose_batch(engine, max_bytes, options)
+        except ConfigError:  # Smaller fields than these are impossible.
+            break
+        small = replace(engine, cells=candidate.cells)
+        if small.cells <= CALIBRATION_CELLS:
+            break
+    return small
+
+
+def _input_shapes(
+    predictor: Predictor, cases: list[Case], options: ScanOptions, engine: EngineSettings
+) -> dict[OpenVinoNet, tuple[int, ...]]:
+    """Return the shape of each network's input in a scan, from the first field of the first case."""
+    from lobule.scanning.openvino_runtime import padded_size, recorded_inputs
+
+    shapes: dict[OpenVinoNet, tuple[int, ...]] = {}
+    with recorded_inputs(lambda net, x: shapes.setdefault(net, (padded_size(len(x)), *x.shape[1:]))):
+        for key, batch in _batches(predictor, cases[:1], options, engine, 1, first=0):
             _scores(predictor, key, batch)
-    return engine, write_models(collected, engine, folder)
+    return shapes
 
 
 def _batches(

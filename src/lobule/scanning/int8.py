@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ LEAST_PIXELS = 1 << 20
 """Pixels in fewer fields that are also enough, because the fields of dense networks are large."""
 MOST_BYTES = 1 << 29
 """Most memory for the collected fields of one network."""
+
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+"""OpenVINO's names of the layers that are quantised."""
 
 
 @dataclass(eq=False)
@@ -62,11 +66,23 @@ def is_enough(fields: int, shape: tuple[int, ...]) -> bool:
     return fields >= LEAST_FIELDS or fields * shape[-2] * shape[-1] >= LEAST_PIXELS
 
 
-def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Path) -> list[dict[str, Any]]:
+def write_models(
+    collected: CollectedInputs,
+    engine: EngineSettings,
+    folder: Path,
+    complete: Mapping[OpenVinoNet, tuple[int, ...]] | None = None,
+) -> list[dict[str, Any]]:
     """Quantise every network for each shape of its inputs, and write the models and their index.
+
+    Args:
+        collected: The inputs of the networks.
+        engine: Engine settings with the sizes that the models are for.
+        folder: Where the models are written.
+        complete: The input shape in a scan of each network that was calibrated on smaller fields.
 
     Raises:
         ConfigError: There are too few fields, or no network was computed by OpenVINO.
+        RuntimeError: A network cannot be computed on fields of another size than it was calibrated on.
     """
     if not collected.inputs:
         raise ConfigError("OpenVINO computed no network of this bundle, so there is nothing to quantise")
@@ -82,11 +98,14 @@ def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Pat
                 actual=str(fields),
                 remedy="Use a cohort with more tissue",
             )
-        structure = structure_digest(net.net)
+        structure, in_scan = structure_digest(net.net), (complete or {}).get(net, shape)
         name = f"{INT8}{len(entries)}.xml"
-        save_model(_quantised(net.net, shape, inputs), folder / name)
+        model = _quantised(net.net, shape, inputs)
+        if in_scan != shape:
+            model.reshape(list(in_scan))
+        save_model(model, folder / name)
         entries.append(
-            {"file": name, "structure": structure, "signature": signature(net.net), "shape": list(shape),
+            {"file": name, "structure": structure, "signature": signature(net.net), "shape": list(in_scan),
              "fields": fields}
         )  # fmt: skip
     write_json(folder / INDEX, {"cells": engine.cells, "batch": engine.batch, "models": entries})
@@ -94,15 +113,24 @@ def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Pat
 
 
 def _quantised(net: nn.Module, shape: tuple[int, ...], inputs: list[NDArray[np.float32]]) -> Any:
+    """Quantise a network, except for its first and last layer, on which scores depend most.
+
+    The shift of each layer's mean output is measured layer by layer and removed. NNCF's fast correction
+    ignores what earlier layers changed, which raised all scores.
+    """
     library = nncf()
     library.set_log_level(logging.ERROR)
     has_attention = any(isinstance(module, nn.LayerNorm) for module in net.modules())
+    model = convert(net, shape)
+    layers = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in LAYERS]
     with contextlib.redirect_stdout(io.StringIO()):  # Progress bars.
         return library.quantize(
-            convert(net, shape),
+            model,
             library.Dataset(inputs),
             subset_size=len(inputs),
             preset=library.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=library.IgnoredScope(names=sorted({layers[0], layers[-1]})) if layers[2:] else None,
             model_type=library.ModelType.TRANSFORMER if has_attention else None,
         )
 
