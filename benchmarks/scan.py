@@ -18,7 +18,7 @@ depend on their number, is subtracted from the wall; only torch is measured.
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
 the purpose, and taken off. The worse of the two scans counts.
 
-    python benchmarks/scan.py [--quick] [--form torch|openvino|int8] [--kind tiles|dense] [--slide FILE]
+    python benchmarks/scan.py [--quick] [--form FORM] [--kind KIND] [--slide FILE] [--bundles DIR]
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def make_bundle(kind: str, folder: Path) -> Path:
 
     torch.manual_seed(5)
     out = folder / f"bundle-{kind}"
+    if out.exists():
+        return out
     if kind == "dense":
         from lobule.methods.scannet import Config, save
         from lobule.nets.backbones import BACKBONES
@@ -124,6 +126,8 @@ def quantised(bundle: Any, slide: Path, folder: Path) -> Any:
     from lobule.bundles import read_bundle
 
     out = folder / f"{bundle.path.name}-int8"
+    if out.exists():
+        return read_bundle(out)
     command = ["weights", "quantize", str(bundle.path), str(slide), "--out", str(out), "--scans", "0"]
     command += ["--fields", str(CALIBRATION_FIELDS)]
     subprocess.run([sys.executable, "-m", "lobule", *command], stdout=subprocess.DEVNULL, check=True)
@@ -179,7 +183,7 @@ def in_threads(number: int, work: Callable[[], None]) -> None:
 # -- one scan ------------------------------------------------------------------------------------------------
 
 
-def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
     """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
     from lobule.bundles import read_bundle
     from lobule.cohort import Case, Cohort
@@ -189,9 +193,9 @@ def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str
     from lobule.scanning.loader import load_batch
     from lobule.scanning.scan import Machine, scan
 
-    bundle = read_bundle(make_bundle(kind, folder))
+    bundle = read_bundle(make_bundle(kind, bundles))
     if form == "int8":
-        bundle = quantised(bundle, slide, folder)
+        bundle = quantised(bundle, slide, bundles)
     runtime, precision = FORMS[form]
     predictor, machine, options = load(bundle), Machine(runtime=runtime, precision=precision), ScanOptions()
     engines = noting_engine(predictor.model)
@@ -246,6 +250,8 @@ def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str
         f"{kind}, {form}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas"
     )
     print(f"  {engine.runtime} {engine.precision} on {engine.device}")
+    rates = f"{sizes[0] / model.wall:.3g} fields/s, the scan {sizes[0] / measured_wall:.3g}"
+    print(f"  the model alone computes {rates}, so {model.wall / measured_wall:.2f} of it")
     print(f"  the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
     print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
@@ -342,8 +348,9 @@ def main() -> None:
     parser.add_argument("--form", choices=FORMS, help="one runtime and precision; all if not given")
     parser.add_argument("--kind", choices=KINDS, help="one kind of scan; both if not given")
     parser.add_argument("--slide", metavar="FILE", help="a slide that an earlier run painted to this file")
+    parser.add_argument("--bundles", metavar="DIR", help="a folder that keeps the bundles for later runs")
     parser.add_argument("--paint", metavar="FILE", help="paint the slide to a file and stop")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.paint:
@@ -351,20 +358,21 @@ def main() -> None:
         return
     if options.one:
         keep_freed_memory()  # as the command line does at its start
-        kind, form, slide, folder = options.one
-        print(json.dumps(one(kind, form, Path(slide), Path(folder), plan)))
+        kind, form, *paths = options.one
+        print(json.dumps(one(kind, form, *map(Path, paths), plan)))
         return
     forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
     kinds = [options.kind] if options.kind else KINDS
     with tempfile.TemporaryDirectory() as folder:
         slide = options.slide or str(Path(folder) / "slide.tif")
+        bundles = options.bundles or folder
         quick = ["--quick"] if options.quick else []
         if not options.slide:
             child(*quick, "--paint", slide)
         results, ratios = [], {}
         for kind in kinds:
             for form in forms:
-                *lines, last = child(*quick, "--one", kind, form, slide, folder).splitlines()
+                *lines, last = child(*quick, "--one", kind, form, slide, bundles, folder).splitlines()
                 print("\n".join(lines), flush=True)
                 results.append(json.loads(last))
                 name = f"efficiency_{kind}" if form == "torch" else f"efficiency_{kind}_{form}"
