@@ -359,7 +359,8 @@ def main() -> None:
     if options.one:
         keep_freed_memory()  # as the command line does at its start
         kind, form, *paths = options.one
-        print(json.dumps(one(kind, form, *map(Path, paths), plan)))
+        slide_path, bundle_folder, out = (Path(path) for path in paths)
+        print(json.dumps(one(kind, form, slide_path, bundle_folder, out, plan)))
         return
     forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
     kinds = [options.kind] if options.kind else KINDS

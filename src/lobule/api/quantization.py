@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lobule.bundles import Bundle
     from lobule.cohort import Case, Cohort
     from lobule.scanning.contract import Batch, EngineSettings, Model, Predictor, ScanOptions
@@ -159,7 +161,11 @@ def _input_shapes(
     from lobule.scanning.openvino_runtime import padded_size, recorded_inputs
 
     shapes: dict[OpenVinoNet, tuple[int, ...]] = {}
-    with recorded_inputs(lambda net, x: shapes.setdefault(net, (padded_size(len(x)), *x.shape[1:]))):
+
+    def record(net: OpenVinoNet, x: Tensor) -> None:
+        shapes.setdefault(net, (padded_size(len(x)), *x.shape[1:]))
+
+    with recorded_inputs(record):
         for key, batch in _batches(predictor, cases[:1], options, engine, 1, first=0):
             _scores(predictor, key, batch)
     return shapes
