@@ -19,8 +19,7 @@ torchvision's model unchanged, with no worker or with one worker per core, which
     token_memory      memory_growth for ViT-S/16 with stored tokens (int8), and its tokens read block by block
 
 The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
-not. With `--quick`, the few tiles do not carry the time of opening the slide and finding its tissue, so it is
-subtracted. The relative difference of the features over all tiles is printed.
+not. The relative difference of the features over all tiles is printed.
 
     python benchmarks/features.py [--quick] [--only KEY]
 """
@@ -81,7 +80,7 @@ def full() -> Plan:
     return Plan(8192, 0.5, 3, (0, available_cores()), 3584, 2, 5120)
 
 
-QUICK = Plan(1344, 0.6, 1, (0,), 1120, 1, 1120)
+QUICK = Plan(1120, 0.6, 1, (0,), 1120, 1, 1120)
 
 
 def paint_slide(path: Path, side: int, tissue: float) -> None:
@@ -176,8 +175,8 @@ def run_plain_loop(
 
 def times_alone(
     slide: Path, engine: Any, tiles: int | None = None, name: str = CNN
-) -> tuple[float, TimeSpent, TimeSpent]:
-    """Time opening the slide and finding its tissue, only the reading, and only the model."""
+) -> tuple[TimeSpent, TimeSpent]:
+    """Time only the reading and only the model, each done as in the extraction."""
     from lobule.cohort import Case
     from lobule.methods.extraction import ExtractionPredictor
     from lobule.scanning.contract import ScanOptions
@@ -191,16 +190,14 @@ def times_alone(
     predictor = ExtractionPredictor(model, outputs, Path("nowhere"))
     options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
     predictor.model.move_to_device(engine, options)
-    began = time.perf_counter()
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
-        start = time.perf_counter() - began
         size = engine.batch
         read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
         rows, batches = batch_rows(pass_, size)
         batch = load_batch(pass_, images, rows, size)
         if tiles is not None and len(pass_.fields) != tiles:
             raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
-    return start, read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches))
+    return read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches))
 
 
 def engine_of(out: Path) -> Any:
@@ -244,7 +241,7 @@ def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float
     """Compare ViT-S/16, and both encoders in one pass, with only their models; the best of the rounds."""
     alone: dict[str, list[float]] = {CNN: [], VIT: []}
     walls: dict[str, list[float]] = {"vit": [], "both": []}
-    network, starts = [], []
+    network = []
     for repeat in range(plan.rounds_of_transformers):
         for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
             out = folder / f"{kind}-{repeat}"
@@ -253,17 +250,14 @@ def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float
         tiles = len(read_features(folder / f"vit-{repeat}")[0])
         network.append(network_seconds(engine, VIT, tiles))
         for name in (CNN, VIT):
-            start, _, model = times_alone(slide, engine, tiles, name)
-            alone[name].append(model.wall)
-            starts.append(start)
+            alone[name].append(times_alone(slide, engine, tiles, name)[1].wall)
     print(
         f"{tiles} tiles in seconds: ViT-S/16 {min(walls['vit']):.2f}, its network alone {min(network):.2f}, "
         f"its model {min(alone[VIT]):.2f}; both {min(walls['both']):.2f}, ResNet-18 {min(alone[CNN]):.2f}"
     )
-    fixed = min(starts) if plan is QUICK else 0.0
     return {
-        "vit_of_bare_model": min(network) / (min(walls["vit"]) - fixed),
-        "two_in_one_pass": (min(walls["both"]) - fixed) / (min(alone[CNN]) + min(alone[VIT])),
+        "vit_of_bare_model": min(network) / min(walls["vit"]),
+        "two_in_one_pass": min(walls["both"]) / (min(alone[CNN]) + min(alone[VIT])),
     }
 
 
@@ -287,25 +281,21 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
 
     device, cores = choose_device(), available_cores()
     wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
-    starts, read_times, model_times = [], [], []
+    read_times, model_times = [], []
     features: dict[str, Any] = {}
-    if plan is QUICK:  # A single round would also time imports.
-        time_extraction(slide, folder / "first", "float32")
     for repeat in range(plan.rounds):
         for precision in ("float32", "bfloat16"):
             out = folder / f"{precision}-{repeat}"
             wall_times[precision].append(time_extraction(slide, out, precision))
             corners, features[precision] = read_features(out)
         engine = engine_of(folder / f"float32-{repeat}")
-        start, read, model = times_alone(slide, engine, len(corners))
-        starts.append(start)
+        read, model = times_alone(slide, engine, len(corners))
         read_times.append(read)
         model_times.append(model)
         for workers in plan.workers:
             seconds, features["plain"] = run_plain_loop(slide, corners, workers)
             wall_times["plain"].append(seconds)
-    fixed = min(starts) if plan is QUICK else 0.0
-    wall, read, model = min(wall_times["float32"]) - fixed, least(read_times), least(model_times)
+    wall, read, model = min(wall_times["float32"]), least(read_times), least(model_times)
     expected_wall = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
     print(f"{len(corners)} tiles on {device}; reading is {read.cpu / (read.cpu + model.cpu):.1%} of the CPU")
     print(
@@ -316,7 +306,7 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
         "efficiency": expected_wall / wall,
         "of_bare_model": model.wall / wall,
         "over_plain_fp32": min(wall_times["plain"]) / wall,
-        "over_plain_bf16": min(wall_times["plain"]) / (min(wall_times["bfloat16"]) - fixed),
+        "over_plain_bf16": min(wall_times["plain"]) / min(wall_times["bfloat16"]),
     }
 
 
