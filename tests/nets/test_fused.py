@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from lobule.nets import fused
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.dense import densify
 from lobule.nets.fused import FusedConv, can_fuse, fuse
@@ -157,3 +158,20 @@ def test_weights_have_the_layout_of_the_input_shape_and_are_shared_by_shapes_of_
         layouts.add(tuple(layout(weight).tolist()))
         addresses.add(id(weight))
     assert len(layouts) == len(addresses) <= 3
+
+
+def test_another_thread_may_lay_out_weights_while_layouts_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = FusedConv(nn.Conv2d(3, 8, 3), relu=True)
+    layer.laid_out(torch.Size((1, 3, 16, 16)))
+    sides = iter(range(20, 30))
+
+    def layout_while_another_thread_adds_one(weight: Tensor) -> int:
+        side = next(sides, None)
+        if side is not None:  # As a thread with a field of another size does.
+            layer._weights_by_shape[torch.Size((1, 3, side, side))] = weight
+        return id(weight)
+
+    monkeypatch.setattr(fused, "_layout", layout_while_another_thread_adds_one)
+    assert layer.laid_out(torch.Size((1, 3, 50, 50))) is not None

@@ -64,7 +64,8 @@ class DenseModel:
         self.geometry = geometry_of(net)
         self._inference_net = for_inference(net)
         self._device_nets: dict[int, nn.Module] = {}
-        self._engine, self._planes = EngineSettings(), threading.local()
+        self._engine = EngineSettings()
+        self._planes: dict[int, torch.Tensor] = {}  # One input per thread, by the thread's identifier.
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
@@ -86,7 +87,7 @@ class DenseModel:
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         # Built here and not in the replicas, because tracing a net temporarily changes all modules of the
         # process.
-        self._engine, self._planes = engine, threading.local()
+        self._engine, self._planes = engine, {}
         self._device_nets = {
             stride: copy_to_device(self._dense(stride), engine) for stride in self._all_strides(options)
         }
@@ -115,9 +116,10 @@ class DenseModel:
         if self._engine.runtime != OPENVINO:
             return self.scaling.apply(pixels, dtype_of(self._engine))
         fields, height, width, _ = pixels.shape
-        planes: torch.Tensor | None = getattr(self._planes, "tensor", None)
+        thread = threading.get_ident()
+        planes = self._planes.get(thread)
         if planes is None or planes.shape != (fields, 3, height, width):
-            planes = self._planes.tensor = torch.empty((fields, 3, height, width))
+            planes = self._planes[thread] = torch.empty((fields, 3, height, width))
         return self.scaling.write_planes(pixels, planes)
 
     def stride(self, options: ScanOptions) -> int:
