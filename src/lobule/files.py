@@ -143,11 +143,16 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def write_atomic(path: str | Path) -> Iterator[Path]:
+def write_atomic(path: str | Path, flush_folder: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to. On success it is flushed to disk and renamed to `path`.
 
     If the process fails or is killed, `path` is unchanged. The temporary name starts with a dot and keeps the
     suffix, from which writers choose the format. If `path` is a URL, the complete file is uploaded.
+
+    Args:
+        path: The file to write.
+        flush_folder: Make the new name permanent at once. Without it, the next file that is flushed in this
+            folder does so.
     """
     if is_url(path):
         with _write_url(str(path)) as temporary_path:
@@ -159,7 +164,8 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         yield temporary_path
         _flush(temporary_path)
         temporary_path.replace(target)
-        _flush(target.parent)
+        if flush_folder:
+            _flush(target.parent)
     except OSError as error:
         if error.filename is None or Path(str(error.filename)).parent == target.parent:
             raise results_error(error, path) from error
@@ -211,18 +217,18 @@ def flush_all(root: str | Path) -> None:
                 raise results_error(error, item) from error
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file atomically."""
-    with write_atomic(path) as temporary_path:
+def write_bytes(path: str | Path, data: bytes, flush_folder: bool = True) -> None:
+    """Write a file atomically. `flush_folder` works as for `write_atomic`."""
+    with write_atomic(path, flush_folder) as temporary_path:
         temporary_path.write_bytes(data)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file atomically.
+def write_text(path: str | Path, text: str, flush_folder: bool = True) -> None:
+    """Write a UTF-8 file atomically. `flush_folder` works as for `write_atomic`.
 
     Bytes of file names that are not UTF-8 are written as escapes, which JSON reads back unchanged.
     """
-    write_bytes(path, text.encode(errors="backslashreplace"))
+    write_bytes(path, text.encode(errors="backslashreplace"), flush_folder)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -232,9 +238,13 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write a JSON file atomically. NaN and infinity are refused, because they are not valid JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: str | Path, value: object, flush_folder: bool = True) -> None:
+    """Write a JSON file atomically. NaN and infinity are refused, because they are not valid JSON.
+
+    `flush_folder` works as for `write_atomic`.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", flush_folder)
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

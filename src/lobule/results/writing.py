@@ -39,7 +39,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     """Write `findings.parquet`, and `findings.csv` without the outlines."""
     tables = _tables(findings) if findings else _empty_tables()
     for name, data in zip(FINDINGS, tables, strict=True):
-        write_bytes(folder / name, data)
+        write_bytes(folder / name, data, flush_folder=name == FINDINGS[-1])
 
 
 @cache

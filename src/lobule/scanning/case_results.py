@@ -128,13 +128,13 @@ def without_scores(result: Result, opened: OpenedCase) -> Result:
 
 def write_run(folder: CaseFolder, seconds: float) -> None:
     if folder.path.is_dir():
-        write_json(folder.path / "run.json", {"seconds": round(seconds, 3), "ended": time.time()})
+        times = {"seconds": round(seconds, 3), "ended": time.time()}
+        write_json(folder.path / "run.json", times, flush_folder=False)
 
 
-def correct_patient(case: Case, folder: CaseFolder) -> None:
+def correct_patient(case: Case, folder: CaseFolder, result: Mapping[str, Any]) -> None:
     """Update the patient in the result if the cohort was corrected after the case was scanned."""
-    result = folder.result
-    if result is not None and result.get("patient") != case.patient:
+    if result.get("patient") != case.patient:
         write_json(folder.path / RESULT, {**result, "patient": case.patient})
 
 

@@ -212,8 +212,8 @@ class CaseRunner:
                 return "skipped"
             raise
         self.progress.inputs[case.id] = ", ".join(prints.values())
-        if self._is_done(case, folder, prints):
-            correct_patient(case, folder)
+        if (done := self._result_if_done(case, folder, prints)) is not None:
+            correct_patient(case, folder, done)
             return "skipped"
         # An unfinished or retried case continues from the maps and tables that it already has.
         for name in (RESULT, *FINDINGS):
@@ -362,8 +362,10 @@ class CaseRunner:
                 row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
                 image.use_cache(min(row_bytes, self.cache_bytes // MAX_OPEN_CASES))
 
-    def _is_done(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> bool:
-        """Whether the case is already done with the same input. Results of a different input are deleted."""
+    def _result_if_done(
+        self, case: Case, folder: CaseFolder, prints: Mapping[str, str]
+    ) -> dict[str, Any] | None:
+        """The result of a case that is done with the same input. Results of a different input are deleted."""
         plan = folder.path / PLAN
         if plan.exists() and not same_plan(plan, plan_of(case, prints)):
             if is_finished(folder):
@@ -375,16 +377,16 @@ class CaseRunner:
         try:
             result = folder.result
         except ResultsError:
-            return False  # The result is damaged: it is written again from the maps that exist.
+            return None  # The result is damaged: it is written again from the maps that exist.
         if result is None or DEVICE_LOST in result:
-            return False
+            return None
         if not plan.exists():
-            return (
+            is_done = (
                 result["status"] == FAILED and not self.retry_failed and result.get("input") == dict(prints)
             )
-        if result["status"] in (COMPLETE, UNSCORED):
-            return True
-        return not self.retry_failed
+        else:
+            is_done = result["status"] in (COMPLETE, UNSCORED) or not self.retry_failed
+        return result if is_done else None
 
     def _write_result(
         self,
