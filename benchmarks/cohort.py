@@ -93,8 +93,8 @@ def seconds_per_case(out: Path) -> float:
 def local(source: BundleSource, cohort: Cohort, out: Path, cores: int) -> float:
     """Seconds per case of the plain loop."""
     machine = replace(MACHINE, cores=cores, replicas=cores, readers=cores)
-    for part in (Cohort(cohort.cases[:FIRST]), cohort):
-        scan(source.load(), source.bundle, part, out, OPTIONS, machine)
+    for cases in (Cohort(cohort.cases[:FIRST]), cohort):
+        scan(source.load(), source.bundle, cases, out, OPTIONS, machine)
     return seconds_per_case(out)
 
 
@@ -102,8 +102,8 @@ def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores:
     """Seconds per case of workers on Ray."""
     machine = replace(MACHINE, replicas=cores, readers=cores)
     cluster = ClusterOptions(workers=workers, worker_cpus=cores)
-    for part in (Cohort(cohort.cases[:FIRST]), cohort):
-        scan_on_ray(source, part, out, OPTIONS, machine, cluster)
+    for cases in (Cohort(cohort.cases[:FIRST]), cohort):
+        scan_on_ray(source, cases, out, OPTIONS, machine, cluster)
     return seconds_per_case(out)
 
 

@@ -120,7 +120,7 @@ def test_small_maps_have_the_bytes_that_zarr_writes(
     rng = np.random.default_rng(rows)
     for chunk in info.chunks:
         block = info.chunk_cells(chunk)
-        shape = [part.stop - part.start for part in block]
+        shape = [axis.stop - axis.start for axis in block]
         states = rng.integers(0, 4, shape).astype(np.uint8)
         scores = np.where(states == State.SCORED, rng.random((2, *shape)), 0).astype(np.float32)
         writer.write_chunk(chunk, scores, states)
@@ -141,7 +141,7 @@ def test_small_maps_of_other_programs_are_read(tmp_path: Path, file: str, old: b
     info = info_of(80, 80, 16, 2)
     writer = MapWriter(tmp_path / "m", info)
     for chunk in info.chunks:
-        states = np.full([part.stop - part.start for part in info.chunk_cells(chunk)], State.SCORED, np.uint8)
+        states = np.full([axis.stop - axis.start for axis in info.chunk_cells(chunk)], State.SCORED, np.uint8)
         writer.write_chunk(chunk, np.full((2, *states.shape), 0.25, np.float32), states)
     content = (tmp_path / "m" / file).read_bytes()
     assert content.count(old) == 1
@@ -155,7 +155,7 @@ def test_a_chunk_of_another_size_is_damage(tmp_path: Path) -> None:
         MapWriter(tmp_path / name, info_of(80, 80, 16, cells)) for cells, name in enumerate("ab", 1)
     )
     for writer in (small, large):
-        states = np.full([part.stop - part.start for part in writer.info.chunk_cells((0, 0))], 2, np.uint8)
+        states = np.full([axis.stop - axis.start for axis in writer.info.chunk_cells((0, 0))], 2, np.uint8)
         writer.write_chunk((0, 0), np.ones((2, *states.shape), np.float32), states)
     chunk = "score/c/0/0/0"
     (small.path / chunk).write_bytes((large.path / chunk).read_bytes())

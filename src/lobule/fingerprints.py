@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from lobule.dicomweb import is_dicomweb_url
 from lobule.dicomweb.images import identity as dicomweb_identity
-from lobule.errors import LobuleError
+from lobule.errors import ConfigError, LobuleError
 from lobule.files import MIB, is_url, not_readable, open_url, require_regular, write_json
 from lobule.object_stores import ObjectRanges, is_object_url
 
@@ -114,6 +114,9 @@ STORE_FROM = 8 * MIB
 SETTLED_S = 2.0
 """A file changed more recently than this may change again without a new modification time."""
 
+DEFAULT_CACHE_BYTES = 20 << 30
+"""Largest size of a cache of slides or results."""
+
 _stored_hashes: dict[str, tuple[list[Any], str]] = {}
 
 
@@ -126,6 +129,18 @@ def cache_folder() -> Path:
         return Path(chosen)
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "lobule"
+
+
+def cache_limit(variable: str) -> int:
+    """Return the largest number of bytes of a cache, which an environment variable may set.
+
+    Raises:
+        ConfigError: The value of the variable is not a number of bytes.
+    """
+    text = os.environ.get(variable, "")
+    if text and not text.isdecimal():
+        raise ConfigError(f"{variable} is not a number of bytes", actual=text, expected="such as 20000000000")
+    return int(text) if text else DEFAULT_CACHE_BYTES
 
 
 def _file_state(file: IO[bytes]) -> list[Any]:

@@ -180,8 +180,8 @@ def repeated(attempt: Callable[[], T], url: str, is_writing: bool = False) -> T:
         try:
             return attempt()
         except (FileNotFoundError, exceptions.NotFoundError) as error:
-            thing = "bucket or container" if is_writing else "object"
-            raise kind(f"there is no such {thing}", subject=url, remedy="Check the URL") from error
+            missing = "bucket or container" if is_writing else "object"
+            raise kind(f"there is no such {missing}", subject=url, remedy="Check the URL") from error
         except (
             exceptions.PreconditionError,
             exceptions.AlreadyExistsError,

@@ -155,15 +155,27 @@ def test_a_scan_of_one_card_is_resumed_with_several(
     assert tree(tmp_path / "resumed") == tree(tmp_path / "whole")
 
 
-def test_a_model_that_cannot_be_copied_uses_one_card(caplog: pytest.LogCaptureFixture) -> None:
-    class Locked(MeanPredictor):
+@pytest.mark.parametrize("attribute", [threading.Lock(), torch.ones(1, requires_grad=True) * 2])
+def test_a_model_that_cannot_be_copied_uses_one_card(
+    caplog: pytest.LogCaptureFixture, attribute: object
+) -> None:
+    class Uncopied(MeanPredictor):
         def __init__(self) -> None:
             super().__init__()
-            self.lock = threading.Lock()
+            self.attribute = attribute
 
-    both = cards.Cards(Locked())
+    both = cards.Cards(Uncopied())
     assert both.copy_model(("cpu", "cpu")) == ("cpu",)
     assert [card.device for card in both.all] == ["cpu"] and "cannot be copied" in caplog.text
+
+
+def test_a_defect_in_the_copying_of_a_model_is_not_hidden() -> None:
+    class Defective(MeanPredictor):
+        def __deepcopy__(self, memo: dict[int, object]) -> Defective:
+            raise AttributeError("no attribute 'net'")
+
+    with pytest.raises(AttributeError, match="no attribute 'net'"):
+        cards.Cards(Defective()).copy_model(("cpu", "cpu"))
 
 
 # -- cards that fail -----------------------------------------------------------------------------------------

@@ -68,14 +68,14 @@ def test_a_batch_without_a_readable_field_computes_nothing() -> None:
 
 
 def test_a_single_field_is_not_copied() -> None:
-    class Kept(Source):
+    class StoredSource(Source):
         pixels = np.full((4, 4, 3), 7, np.uint8)
 
         def read_lattice(self, lattice: Lattice, box: Box) -> np.ndarray:
-            return self.pixels if box.x < 10 else self.pixels[:3]  # The second is a part of another array.
+            return self.pixels if box.x < 10 else self.pixels[:3]  # The second is a view of another array.
 
     boxes = np.array([[0, 0, 4, 4], [10, 0, 4, 3]], np.int64)
     pass_ = Pass("key", "p", fields_of(boxes), TableSpec())
-    whole, part = (load_batch(pass_, {"slide": Kept()}, np.array([row]), 1).pixels for row in (0, 1))
-    assert np.shares_memory(whole, Kept.pixels) and whole.shape == (1, 4, 4, 3)
-    assert not np.shares_memory(part, Kept.pixels) and (part == 7).all()
+    owned, view = (load_batch(pass_, {"slide": StoredSource()}, np.array([row]), 1).pixels for row in (0, 1))
+    assert np.shares_memory(owned, StoredSource.pixels) and owned.shape == (1, 4, 4, 3)
+    assert not np.shares_memory(view, StoredSource.pixels) and (view == 7).all()

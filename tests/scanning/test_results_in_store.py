@@ -191,10 +191,10 @@ def test_features_are_stored_and_read_back(
     local = extract_features(cohort, tmp_path / "local", **options)
     report = extract_features(cohort, URL, **options)
     assert report.counts == local.counts == {"complete": 1, "failed": 1}
-    kept = {Path(path).name: data for path, data in objects.data.items()}
+    stored_files = {Path(path).name: data for path, data in objects.data.items()}
     for name in ("features.json", "encoder.safetensors", "results.csv"):
         (path,) = (tmp_path / "local").rglob(name)
-        assert kept[name] == path.read_bytes()
+        assert stored_files[name] == path.read_bytes()
     monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "another machine"))
     expected, copied = open_features(tmp_path / "local"), open_features(URL)
     case = cohort.cases[0]

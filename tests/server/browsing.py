@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import uvicorn
 from PIL import Image
 
@@ -22,12 +23,19 @@ from lobule.results import Results
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.results.result import FORMAT
 from lobule.results.writing import map_summaries
-from lobule.server.app import create_app
+from lobule.server.app import STATIC, create_app
 from lobule.server.library import Library
 from lobule.stitch import State
 from tests.server.support import Scene, begin
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_BROWSER = [
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+    pytest.mark.skipif(
+        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
+    ),
+]
+"""Marks of a test that opens the pages in a browser."""
 
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 GL = ["--no-sandbox", "--enable-unsafe-swiftshader"]

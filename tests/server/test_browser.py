@@ -10,10 +10,9 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from lobule.reviews import Review, append_review, review_path
-from lobule.server.app import STATIC
 from tests.server.browsing import (
     AXE,
-    CHROMIUM,
+    NEEDS_BROWSER,
     PLAIN,
     WAIT_MS,
     Site,
@@ -27,12 +26,7 @@ from tests.server.browsing import (
     until,
 )
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 
 NEAR = np.ones((3, 3), bool)

@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 
-from lobule.server.app import STATIC
-from tests.server.browsing import AXE, CHROMIUM, settle, until
+from tests.server.browsing import AXE, NEEDS_BROWSER, settle, until
 from tests.server.feature_site import FeatureSite, open_case
 
 pytestmark = [
     pytest.mark.campaign,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
+    *NEEDS_BROWSER,
     pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: run `npm ci` in web/"),
 ]
 

@@ -18,13 +18,12 @@ from lobule.findings import Finding
 from lobule.geometry import Box
 from lobule.phantoms._mammogram_dicom import dicom_dataset, write_dicom
 from lobule.results import open_results
-from lobule.server.app import STATIC
 from lobule.server.library import Library, Source
 from lobule.slides.slide import Slide
 from lobule.stitch import State
 from tests.server.browsing import (
-    CHROMIUM,
     MM,
+    NEEDS_BROWSER,
     PLAIN,
     change,
     look,
@@ -47,12 +46,7 @@ from tests.server.support import (
     write_jpeg_slide,
 )
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 SQUARE = np.array([[300, 300], [620, 300], [620, 620], [300, 620]], float)
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lobule.server.app import STATIC
-from tests.server.browsing import CHROMIUM, EXAM, change, settle, until
+from tests.server.browsing import EXAM, NEEDS_BROWSER, change, settle, until
 from tests.server.feature_checks import (
     BY,
     near,
@@ -30,12 +29,7 @@ from tests.server.feature_site import (
     slide_to,
 )
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 
 # Exams

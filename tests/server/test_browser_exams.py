@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lobule.server.app import STATIC
 from tests.server.browsing import (
-    CHROMIUM,
     EXAM,
     MM,
+    NEEDS_BROWSER,
     Site,
     change,
     open_exam,
@@ -19,12 +18,7 @@ from tests.server.browsing import (
     until,
 )
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 
 def test_exam_pixels_are_windowed_values_of_the_files(tab, site: Site) -> None:

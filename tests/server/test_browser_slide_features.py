@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
-from lobule.server.app import STATIC
-from tests.server.browsing import CHROMIUM, PLAIN, change, look, settle, until
+from tests.server.browsing import NEEDS_BROWSER, PLAIN, change, look, settle, until
 from tests.server.feature_checks import (
     BY,
     OFF,
@@ -37,12 +35,7 @@ from tests.server.feature_site import (
     slide_to,
 )
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(
-        not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 
 # The view of a slide

@@ -298,13 +298,13 @@ def test_the_tiling_is_the_coarsest_whose_tiles_are_small_enough(extent: int) ->
 def test_counting_findings_does_not_sort_or_list_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(scene.results) as client:
         case = case_ids(client)["one"]
-        listed = client.get(f"/api/cases/{case}/findings").json()
+        with_list = client.get(f"/api/cases/{case}/findings").json()
         counted = client.get(f"/api/cases/{case}/findings", params={"limit": 0}).json()
         for image in counted["images"].values():
             params = {"image": "slide", "level": image["levels"] - 1, "column": 0, "row": 0}
             top = client.get(f"/api/cases/{case}/finding-tile", params=params).content
             assert b64decode(image.pop("top")) == top
-        assert counted == listed | {"findings": []}
+        assert counted == with_list | {"findings": []}
     monkeypatch.setattr(finding_tiles, "_descending", None)
     monkeypatch.setattr(finding_tiles, "LIST_FIELDS", None)
     loaded = finding_tiles.CaseFindings.read(scene.results.case_folder("one"))
@@ -345,9 +345,10 @@ def test_columns_are_read_in_batches_with_missing_texts(
     assert np.array_equal(columns.score, np.array(scores, np.float32), equal_nan=True)
     labels = [one or "" for one in texts["label"]] if "label" in names else [""] * 1050
     images = [one or "slide" for one in texts["image"]] if "image" in names else ["slide"] * 1050
-    known = sorted(set(labels))[:255]
-    assert columns.labels == tuple(known)
-    assert [known[code] for code in columns.label] == [one if one in known else "" for one in labels]
+    coded_labels = sorted(set(labels))[:255]
+    assert columns.labels == tuple(coded_labels)
+    decoded = [coded_labels[code] for code in columns.label]
+    assert decoded == [label if label in coded_labels else "" for label in labels]
     assert columns.images == tuple(sorted(set(images)))
     assert [columns.images[code] for code in columns.image] == images
 

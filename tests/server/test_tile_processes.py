@@ -92,6 +92,32 @@ def test_a_process_and_the_server_share_the_work_and_give_the_same_tiles(
     assert not set(positions[:3]) & set(decoded_here)  # The process was free for the first ones.
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no subprocesses"), OSError("no memory")])
+def test_a_server_without_processes_says_so_and_decodes_tiles_itself(
+    image: OpenedImage,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    async def decode() -> bytes | None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "subprocess_exec", refuse)
+        processes = TileProcesses(2)
+        processes.may_start = True
+        processes.start()
+        await asyncio.sleep(0)
+        queue = TileQueue(processes, lambda tile: Slides().decoded_tile(*tile))
+        try:
+            return await queue.add((image, 0, 1, 2), *never(1))
+        finally:
+            await processes.close()
+
+    assert asyncio.run(decode()) == Slides().decoded_tile(image, 0, 1, 2)
+    assert "Only 0 of 2 processes" in caplog.text and str(error) in caplog.text
+
+
 def test_tiles_of_clients_that_have_gone_are_not_decoded(image: OpenedImage) -> None:
     decoded: list[int] = []
 
@@ -142,6 +168,19 @@ def test_a_tile_of_a_file_that_has_changed_is_left_to_the_server(image: OpenedIm
     with_process(use)
 
 
+def wait_for_answer(url: str) -> None:
+    """Wait until a server answers. Granian closes the reserved socket, and clients of it, before it listens."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(url, timeout=60)
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 @pytest.fixture(params=["uvicorn", "granian"])
 def serving(request: pytest.FixtureRequest, image: OpenedImage) -> Iterator[tuple[psutil.Process, str]]:
     if request.param == "granian":
@@ -150,6 +189,7 @@ def serving(request: pytest.FixtureRequest, image: OpenedImage) -> Iterator[tupl
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         case, port = process.stdout.readline().split()
+        wait_for_answer(f"http://127.0.0.1:{port}/")
         yield psutil.Process(process.pid), f"http://127.0.0.1:{port}/tiles/{case}/0"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -161,8 +201,7 @@ def test_a_busy_server_starts_processes_and_ctrl_c_ends_them(
     serving: tuple[psutil.Process, str], image: OpenedImage
 ) -> None:
     server, url = serving
-    transport = httpx.HTTPTransport(retries=8)  # Granian listens after it has printed its address.
-    with httpx.Client(timeout=60, transport=transport) as client:
+    with httpx.Client(timeout=60) as client:
         for number in range(20):
             answer = client.get(f"{url}/{number % 11}/{number // 11}.jpg")
             assert answer.content == Slides().decoded_tile(image, 0, number % 11, number // 11)

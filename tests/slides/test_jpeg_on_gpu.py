@@ -1,4 +1,4 @@
-"""JPEG tiles decoded by nvImageCodec. A module with its interface stands in for the package and the card."""
+"""JPEG tiles decoded by nvImageCodec, which a module with the same functions replaces in these tests."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ ON_CARD = Machine(**{**MACHINE.__dict__, "jpeg_decoder": "nvimagecodec"})
 
 @pytest.fixture
 def on_card(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let the CPU stand in for card number 3."""
+    """Decode on the CPU as if it were card number 3."""
     monkeypatch.setattr(jpeg_on_gpu, "card_number", lambda _: 3)
     return codec()
 
@@ -205,13 +205,13 @@ def test_the_decoder_of_a_scan_is_recorded_and_followed(on_card: list[int], tmp_
 
     on_cpu = run("cpu", MACHINE)
     assert not on_card and "jpeg_decoder" not in json.loads(on_cpu["scan.json"])["engine"]
-    whole = run("gpu", ON_CARD)
-    assert json.loads(whole["scan.json"])["engine"]["jpeg_decoder"] == "nvimagecodec"
+    uninterrupted = run("gpu", ON_CARD)
+    assert json.loads(uninterrupted["scan.json"])["engine"]["jpeg_decoder"] == "nvimagecodec"
     decoded = sum(on_card)
     (folder,) = (tmp_path / "gpu" / "cases").iterdir()
     (folder / "result.json").unlink()
     next(folder.glob("maps/*/state/c/*/*")).unlink()
-    assert run("gpu", MACHINE) == whole, "a resume without the option does not follow the record"
+    assert run("gpu", MACHINE) == uninterrupted, "a resume without the option does not follow the record"
     assert sum(on_card) > decoded
 
 

@@ -137,7 +137,7 @@ def export_results(
     if folder.resolve() == opened.path.resolve():
         raise UsageError("this is the results folder itself", subject=out, remedy="Use another --out folder")
     with lock_folder(folder):
-        outcomes = map_cases(export_case, names, done=progress, if_lost=_lost)
+        outcomes = map_cases(export_case, names, done=progress, if_lost=_record_of_lost_case)
         records, skipped = [record for record, _ in outcomes], sum(is_skipped for _, is_skipped in outcomes)
         files = export_case.run.finish(records)
         report = ExportReport(folder, export.name, tuple(records), skipped, tuple(files))
@@ -192,7 +192,7 @@ class _CaseExport:
         return record, self.run.skipped > skipped
 
 
-def _lost(name: str, losses: int) -> tuple[CaseRecord, bool]:
+def _record_of_lost_case(name: str, losses: int) -> tuple[CaseRecord, bool]:
     problem = f"The process that exported the case died {losses} times. It may need more memory."
     return CaseRecord(name, "unfinished", error=problem), False
 

@@ -72,8 +72,8 @@ class FusedConv(nn.Module):
         weight = self._weights_by_shape.get(shape)
         if weight is None:
             weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
-            others = tuple(self._weights_by_shape.values())  # Other threads may add weights meanwhile.
-            same = (other for other in others if _layout(other) == _layout(weight))
+            existing = tuple(self._weights_by_shape.values())  # Other threads may add weights meanwhile.
+            same = (other for other in existing if _layout(other) == _layout(weight))
             weight = self._weights_by_shape.setdefault(shape, next(same, weight))
         return weight
 

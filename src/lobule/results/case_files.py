@@ -1,7 +1,7 @@
 """The list of the files of a case in an object store (`files.json`), with sizes and hashes.
 
-It is written last, so a case with this list is complete in the store. Files that no longer have the bytes of
-the list are an error for whoever reads them.
+It is written last, so a case with this list is complete in the store. A reader reports an error for a
+file whose size or hash differs from the list.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class CaseFiles:
 
 
 def local_case_files(folder: Path) -> CaseFiles | None:
-    """Return the list in a case folder on this machine, or None if there is none or it is damaged."""
+    """Return the list in a case folder on this machine. None if it is missing or damaged."""
     path = folder / FILES
     try:
         return CaseFiles.from_bytes(path.read_bytes(), str(path))

@@ -240,7 +240,7 @@ class ResultsStore:
             self.objects.write(self._key(path), path)
 
     def publish_run(self, name: str) -> None:
-        """Copy the record of a run. The scan goes on if that fails."""
+        """Copy the record of a run. An error is logged and does not stop the scan."""
         try:
             self.publish_file(self.results / RUNS / name / RECORD)
         except ResultsError as error:

@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lobule.errors import ConfigError, DamagedResults, ResultsError, TooLarge
+from lobule.errors import DamagedResults, ResultsError, TooLarge
 from lobule.files import case_folder_name, is_url, results_error, write_bytes
-from lobule.fingerprints import cache_folder
+from lobule.fingerprints import cache_folder, cache_limit
 from lobule.object_folder import REQUESTS_AT_ONCE, ObjectFolder, read_existing
 from lobule.results.case_files import FILES, CaseFiles, local_case_files
 from lobule.results.folder import COPY_OF, PATIENTS, RESULT, SCAN, Results
@@ -30,7 +30,6 @@ from lobule.results.store_lock import LOCK
 from lobule.results.work import WORK
 
 LIMIT_VARIABLE = "LOBULE_RESULTS_CACHE_BYTES"
-DEFAULT_LIMIT = 20 << 30
 COPIED = ".copied"
 """File of a case folder with the version of its list of files, and whether only its record is copied."""
 ALL, RECORD = "all", "record"
@@ -181,7 +180,7 @@ class _Copy:
 
     def _make_room(self, size: int) -> None:
         """Delete other copies, so that all copies together stay below the limit."""
-        home, limit = self.root.parent, copies_limit()
+        home, limit = self.root.parent, cache_limit(LIMIT_VARIABLE)
         if size > limit:
             raise TooLarge(
                 "the results are too large for a copy on this machine",
@@ -219,20 +218,6 @@ def _copied_version(folder: Path) -> tuple[str, str]:
 
 def _bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def copies_limit() -> int:
-    """Return the largest number of bytes of all copies.
-
-    Raises:
-        ConfigError: The environment variable is not a number.
-    """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    if text and not text.isdecimal():
-        raise ConfigError(
-            f"{LIMIT_VARIABLE} is not a number of bytes", actual=text, expected="such as 20000000000"
-        )
-    return int(text) if text else DEFAULT_LIMIT
 
 
 def store_back(url: str | Path, copy: Path, names: Iterable[str]) -> None:

@@ -126,11 +126,11 @@ def choose_devices(requested: str = "auto") -> tuple[str, ...]:
     if len(names) == 1:
         return (choose_device(names[0]),)
     devices = tuple(choose_device("cuda:0" if name == "cuda" else name) for name in names)
-    if others := [device for device in devices if not device.startswith("cuda:")]:
+    if not_cuda := [device for device in devices if not device.startswith("cuda:")]:
         raise ConfigError(
             "several devices of a scan must be CUDA cards",
             expected="such as --device cuda:0,cuda:2",
-            actual=", ".join(others),
+            actual=", ".join(not_cuda),
         )
     if twice := [device for device in dict.fromkeys(devices) if devices.count(device) > 1]:
         raise ConfigError(f"the device '{twice[0]}' is named twice", actual=requested)
@@ -196,8 +196,13 @@ class Cards:
         """
         try:
             copies = [copy.deepcopy(self.model) for _ in devices[1:]]
-        except (TypeError, AttributeError, NotImplementedError) as error:  # It may contain a lock or a file.
-            log.warning("The model cannot be copied (%s), so only %s is used", error, named(devices[0]))
+        except (TypeError, RuntimeError) as error:  # A lock or a file; a tensor that torch does not copy.
+            log.warning(
+                "The model cannot be copied to other cards (%s: %s), so only %s computes. The method has to "
+                "be changed so that `copy.deepcopy` of its model works",
+                type(error).__name__, error, named(devices[0]),
+            )  # fmt: skip
+            log.debug("copying the model failed", exc_info=True)
             devices, copies = devices[:1], []
         self.all = [Card(*pair) for pair in zip(devices, (self.model, *copies), strict=True)]
         return tuple(devices)

@@ -191,8 +191,8 @@ class CaseRunner:
                 raise Stopped from error
             log.debug("case %s failed", case.id, exc_info=True)
             status = FAILED
-            lost = {DEVICE_LOST: True} if isinstance(error, DeviceLost) else {}
-            self._write_result(case, folder, FAILED, lost, error=error)
+            fields = {DEVICE_LOST: True} if isinstance(error, DeviceLost) else {}
+            self._write_result(case, folder, FAILED, fields, error=error)
         finally:
             self.progress.active.pop(case.id, None)
         self.progress.finished[case.id] = status
@@ -250,8 +250,8 @@ class CaseRunner:
             result = Result({}, notes=result.notes)  # A score of 0 would read as "no tumour".
         if status != UNSCORED and (result.findings or maps):
             write_findings(folder.path, result.findings)
-        more = {"input": prints, **metadata}
-        self._write_result(case, folder, status, more, result=result, error=error, maps=maps)
+        fields = {"input": prints, **metadata}
+        self._write_result(case, folder, status, fields, result=result, error=error, maps=maps)
         return status
 
     @contextmanager

@@ -89,12 +89,12 @@ def read_columns(path: Path) -> FindingColumns:
         start = 0
         columns = ["l0_x", "l0_y", "score", *present]
         for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-            part = slice(start, start + batch.num_rows)
-            x[part], y[part] = (_positions(batch.column(name)) for name in ("l0_x", "l0_y"))
-            score[part] = numbers(batch.column("score"))
+            rows_of_batch = slice(start, start + batch.num_rows)
+            x[rows_of_batch], y[rows_of_batch] = (_positions(batch.column(name)) for name in ("l0_x", "l0_y"))
+            score[rows_of_batch] = numbers(batch.column("score"))
             for name in present:
-                texts[name].put(part, batch.column(name))
-            start = part.stop
+                texts[name].put(rows_of_batch, batch.column(name))
+            start = rows_of_batch.stop
         if start != rows:
             raise ValueError(f"{start} rows instead of {rows}")
     labels, images = (texts[name].finish(present=name in present and rows > 0) for name in MISSING)
@@ -130,8 +130,8 @@ def numbers(column: Any) -> NDArray[Any]:
     if column.null_count:
         values: NDArray[Any] = np.array(column.to_pylist(), np.float64)
         return values
-    parts = [np.from_dlpack(array) for array in arrays]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    chunks = [np.from_dlpack(array) for array in arrays]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def _positions(column: Any) -> NDArray[np.int32]:

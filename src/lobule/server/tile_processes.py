@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from lobule.errors import LobuleError
 from lobule.server.slide_tiles import OpenedImage
 from lobule.server.tile_process import FAILED, LENGTH, request_line
+
+log = logging.getLogger("lobule.server")
 
 MOST_PROCESSES = 4
 """More of them would wait for the server, which sends the tiles."""
@@ -113,8 +115,10 @@ class TileProcesses:
 
     def free(self) -> TileProcess | None:
         """Return the process with the fewest requests; None if all have enough, or none is running."""
-        ready = [one for one in self._processes if one.is_ready and len(one.waiting) < MOST_WAITING]
-        return min(ready, key=lambda one: len(one.waiting)) if ready else None
+        ready = [
+            process for process in self._processes if process.is_ready and len(process.waiting) < MOST_WAITING
+        ]
+        return min(ready, key=lambda process: len(process.waiting)) if ready else None
 
     def start(self) -> None:
         """Start the processes in the background, once."""
@@ -137,10 +141,16 @@ class TileProcesses:
         command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
         # Ctrl-C reaches the processes of the terminal's group; these end when the server ends.
         group = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
-        with suppress(OSError, NotImplementedError):  # Without processes, the server decodes tiles itself.
+        try:
             for _ in range(self.count):
                 _, process = await loop.subprocess_exec(TileProcess, *command, stderr=None, **group)
                 self._processes.append(process)
+        except (OSError, NotImplementedError) as error:  # No memory for a process, or a loop without them.
+            log.warning(
+                "Only %d of %d processes that decode tiles could be started (%s: %s). The server decodes the "
+                "other tiles itself, more slowly",
+                len(self._processes), self.count, type(error).__name__, error,
+            )  # fmt: skip
 
 
 class TileQueue:

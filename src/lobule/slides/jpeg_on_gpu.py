@@ -29,7 +29,7 @@ CPU, NVIMAGECODEC = "cpu", "nvimagecodec"
 DECODERS = (CPU, NVIMAGECODEC)
 MODULE = "nvidia.nvimgcodec"
 BACKENDS = ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")
-"""The kinds of decoders that nvImageCodec may use. One that runs on the CPU alone would be of no use."""
+"""The kinds of decoders that nvImageCodec may use. Decoders that use the CPU alone are left out."""
 LARGEST_MEAN_DIFFERENCE = 1.0
 """Largest mean difference to libjpeg-turbo, in grey levels, with which a decoder is accepted."""
 

@@ -17,14 +17,13 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from lobule.errors import ConfigError, LobuleError, NotReadable, TooLarge
-from lobule.fingerprints import cache_folder
+from lobule.errors import LobuleError, NotReadable, TooLarge
+from lobule.fingerprints import cache_folder, cache_limit
 from lobule.object_stores import ObjectRanges, is_object_url, urls_under
 from lobule.slides.backend import Backend
 from lobule.slides.read_ahead import read_all
 
 LIMIT_VARIABLE = "LOBULE_SLIDE_CACHE_BYTES"
-DEFAULT_LIMIT = 20 << 30
 CHUNK_BYTES = 8 << 20
 CHUNKS_AT_ONCE = 4
 DATA_FOLDER_SUFFIX = ".mrxs"
@@ -51,20 +50,6 @@ def copied_backend(url: str, open_local: Callable[[str], Backend]) -> Backend:
         raise
     weakref.finalize(backend, lock.close)
     return backend
-
-
-def cache_limit() -> int:
-    """Return the largest number of bytes of the cache.
-
-    Raises:
-        ConfigError: The environment variable is not a number.
-    """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    if text and not text.isdecimal():
-        raise ConfigError(
-            f"{LIMIT_VARIABLE} is not a number of bytes", actual=text, expected="such as 20000000000"
-        )
-    return int(text) if text else DEFAULT_LIMIT
 
 
 def local_copy(url: str) -> tuple[Path, IO[str]]:
@@ -144,7 +129,7 @@ def _make_room(folder: Path, url: str, size: int) -> None:
     """Delete incomplete copies, and the copies that were not used for the longest time."""
     for path in folder.glob("*.part"):
         _delete(path, path.with_name(path.name.partition(".")[0]))
-    limit = cache_limit()
+    limit = cache_limit(LIMIT_VARIABLE)
     entries = [
         _Entry(path, path.stat().st_mtime, _size_of(path)) for path in folder.iterdir() if path.is_dir()
     ]
