@@ -38,7 +38,7 @@ def choose_device(requested: str = "auto") -> str:
         raise ConfigError(
             f"the device '{requested}' cannot be used",
             expected=f"auto, or one of this machine's devices: {', '.join(existing_devices())}",
-            actual=str(error).splitlines()[0],
+            actual=f'the error of torch "{str(error).splitlines()[0]}"',
             remedy="Use --device auto or cpu, or a device that `lobule doctor` lists",
         ) from error
     return requested

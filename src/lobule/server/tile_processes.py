@@ -50,6 +50,11 @@ class TileProcess(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
+    @property
+    def pid(self) -> int:
+        """The number by which the operating system knows the process."""
+        return int(self._transport.get_pid())
+
     def decode(self, tile: Tile, answer: asyncio.Future[bytes | None]) -> None:
         """Request a tile. The answer is set to its JPEG, or to an error."""
         self.waiting.append(answer)
