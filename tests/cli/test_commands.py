@@ -19,7 +19,6 @@ from lobule.scanning.openvino_library import is_installed
 from tests.cli.conftest import Lobule
 
 SMALLER = {
-    "lobule demo": ["--side", "1024"],
     "lobule weights quantize": ["--fields", "8", "--scans", "0", "--max-ram", "16MiB"],
 }
 """Options that make an example faster than its default."""
@@ -41,11 +40,12 @@ EXAMPLES = [
     (path, example)
     for path, command in commands()
     for example in command.examples
-    if path != "lobule view" and "dicom-web" not in example
+    if path not in ("lobule demo", "lobule demo exams", "lobule view") and "dicom-web" not in example
 ]
-"""The examples that end by themselves and need no server.
+"""The examples that end by themselves, need no server and have no test of their own that runs all of them.
 
-The viewer serves until it is interrupted; tests/server runs it. DICOMweb servers are in tests/dicomweb.
+The demos are run by test_demo.py and test_demo_exams.py. The viewer serves until it is interrupted;
+tests/server runs it. DICOMweb servers are in tests/dicomweb.
 """
 
 

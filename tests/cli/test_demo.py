@@ -83,7 +83,9 @@ def test_findings_are_matched_to_lesions() -> None:
 
 
 def test_demo_numbers_and_page_agree_with_the_evaluation(lobule: Lobule, workspace: Path) -> None:
-    data = json.loads(lobule("demo", "--side", "1536", "--seed", "4", "--out", "small-demo", "--json").out)
+    done = lobule("demo", "--side", "1536", "--seed", "4", "--out", "small-demo", "--json")
+    assert (done.status, done.err) == (0, "")
+    data = json.loads(done.out)
     folder = workspace / "small-demo"
     assert data["tissue"]["found_mm2"] == pytest.approx(data["tissue"]["painted_mm2"], rel=0.15)
     assert data["info"]["mpp_x"] == pytest.approx(0.5, rel=1e-3)

@@ -54,6 +54,7 @@ def test_lesions_are_described_by_breast() -> None:
 
 def test_the_exam_demo_trains_scans_evaluates_and_writes_its_page(lobule: Lobule, workspace: Path) -> None:
     answer = lobule("demo", "exams", "--side", "1024", "--seed", "4", "--out", "exam-demo", "--json")
+    assert (answer.status, answer.err) == (0, "")
     data = json.loads(answer.out)
     folder = workspace / "exam-demo" / "exams"
     cohort = read_cohort(data["cohort"])
