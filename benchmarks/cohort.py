@@ -134,7 +134,7 @@ def best_times(plan: Plan, folder: Path, keys: Sequence[str]) -> dict[str, float
 def trivial_seconds(folder: Path, source: BundleSource, cohort: Cohort, count: int) -> tuple[float, float]:
     """Seconds of scanning `count` trivial cases, and of writing the same files durably."""
     out = folder / f"trivial {count}"
-    machine = replace(MACHINE, cells=2, cores=2, replicas=2, readers=2)
+    machine = replace(MACHINE, cells=2, batch=1, cores=2, replicas=2, readers=2)
     began = time.perf_counter()
     scan(source.load(), source.bundle, Cohort(cohort.cases[:count]), out, OPTIONS, machine)
     scanning = time.perf_counter() - began

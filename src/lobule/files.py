@@ -16,10 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote
-from uuid import uuid4
 
 from lobule.errors import NotReadable, ResultsError, UsageError
+from lobule.json_text import indented_json
 from lobule.object_stores import ObjectFile, RangesNotSupported, is_object_url
+from lobule.raw_files import flush_path, replace_file, temporary_name, tree
 
 MIB = 1 << 20
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
@@ -159,13 +160,13 @@ def write_atomic(path: str | Path, flush_folder: bool = True) -> Iterator[Path]:
             yield temporary_path
         return
     target = Path(path)
-    temporary_path = target.with_name(f".{target.stem[:80]}.{uuid4().hex[:12]}.part{target.suffix}")
+    temporary_path = Path(temporary_name(str(target)))
     try:
         yield temporary_path
-        _flush(temporary_path)
+        flush_path(str(temporary_path))
         temporary_path.replace(target)
         if flush_folder:
-            _flush(target.parent)
+            flush_path(str(target.parent))
     except OSError as error:
         if error.filename is None or Path(str(error.filename)).parent == target.parent:
             raise results_error(error, path) from error
@@ -190,37 +191,30 @@ def _write_url(url: str) -> Iterator[Path]:
             raise results_error(error, url) from error
 
 
-def _flush(path: str | Path) -> None:
-    """Flush a file to disk. Flushing its folder, where the system allows it, makes a rename permanent."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not Path(path).is_dir():
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def flush_all(root: str | Path) -> None:
     """Flush all files and folders under a folder to disk."""
-    for folder, folders, files in os.walk(root):
-        for name in (*files, *folders):
-            item = f"{folder}/{name}"
-            try:
-                _flush(item)
-            except FileNotFoundError:  # A temporary file that its writer has just removed.
-                continue
-            except OSError as error:
-                raise results_error(error, item) from error
+    for item in tree(os.fspath(root)):
+        try:
+            flush_path(item)
+        except FileNotFoundError:  # A temporary file that its writer has just removed.
+            continue
+        except OSError as error:
+            raise results_error(error, item) from error
 
 
 def write_bytes(path: str | Path, data: bytes, flush_folder: bool = True) -> None:
     """Write a file atomically. `flush_folder` works as for `write_atomic`."""
-    with write_atomic(path, flush_folder) as temporary_path:
-        temporary_path.write_bytes(data)
+    if is_url(path):
+        with write_atomic(path) as temporary_path:
+            temporary_path.write_bytes(data)
+        return
+    target = os.fspath(path)
+    try:
+        replace_file(target, data, temporary_name(target), flush=True)
+        if flush_folder:
+            flush_path(str(Path(target).parent))
+    except OSError as error:
+        raise results_error(error, path) from error
 
 
 def write_text(path: str | Path, text: str, flush_folder: bool = True) -> None:
@@ -243,8 +237,7 @@ def write_json(path: str | Path, value: object, flush_folder: bool = True) -> No
 
     `flush_folder` works as for `write_atomic`.
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n", flush_folder)
+    write_text(path, indented_json(value) + "\n", flush_folder)
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -60,7 +60,8 @@ def _hash_file(path: Path, full: bool) -> str:
     with path.open("rb") as file:
         state = _file_state(file)
         key = str(path.absolute())
-        if not full and (stored := _stored_hash(key, state)) is not None:
+        may_be_stored = not full and state[0] >= STORE_FROM
+        if may_be_stored and (stored := _stored_hash(key, state)) is not None:
             return stored
         identity = f"sha256:{digest_of(file)}"
         if _file_state(file) == state and _is_settled(state):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, floor
 
 from lobule.units import Mpp
@@ -97,7 +98,7 @@ class Lattice:
     level: int | None = None
     """The level that is read without scaling; None if pixels are resampled."""
 
-    @property
+    @cached_property
     def size(self) -> Size:
         """Lattice pixels that cover the image. The last column and row may extend beyond its edge."""
         return Size(ceil(self.l0_size.width / self.step_x), ceil(self.l0_size.height / self.step_y))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,19 @@ def test_a_report_on_workers_has_the_bytes_of_a_local_one(
     assert on_ray.to_dict() == local.to_dict()
 
 
-def test_an_evaluation_on_workers_has_the_numbers_of_a_local_one(tmp_path: Path, local_ray: LocalRay) -> None:
+@dataclass(frozen=True)
+class Scored:
+    """Results of twelve slides, one of them damaged, with their cohort and the options of an evaluation."""
+
+    results: Path
+    cohort: Path
+    options: dict[str, Any]
+
+
+def scored_slides(folder: Path) -> Scored:
+    """Write results of twelve slides. The one of `s5` is missing and the one of `s7` is damaged."""
     rows = []
-    results = begin(tmp_path / "results", [f"s{index}" for index in range(12)])
+    results = begin(folder / "results", [f"s{index}" for index in range(12)])
     for index in range(12):
         name, is_tumour = f"s{index}", index % 2 == 1
         if index != 5:
@@ -73,36 +84,50 @@ def test_an_evaluation_on_workers_has_the_numbers_of_a_local_one(tmp_path: Path,
         rows.append({**row, "label": "tumour" if is_tumour else "normal"})
         mask = np.zeros((128, 128), np.bool_)
         mask[1:3, 4 * index : 4 * index + 3] = is_tumour
-        write_mask(tmp_path / "masks" / f"{name}_Mask.tif", mask)
+        write_mask(folder / "masks" / f"{name}_Mask.tif", mask)
     (results / "cases" / "s7" / "result.json").write_text("damaged")
-    cohort = write_csv(tmp_path / "cohort.csv", rows)
-    options: dict[str, Any] = {"masks": tmp_path / "masks", "mask_step": 32, "resamples": 50}
-    local = evaluate(results, cohort, **options)
-    on_ray = evaluate(results, cohort, **options, **RAY)
-    assert len(local_ray.actors) >= 4, "workers read the cases, and others match them"
+    cohort = write_csv(folder / "cohort.csv", rows)
+    return Scored(results, cohort, {"masks": folder / "masks", "mask_step": 32, "resamples": 50})
+
+
+def compare_evaluations(folder: Path) -> None:
+    """Evaluate on Ray and locally, and compare the numbers."""
+    scored = scored_slides(folder)
+    local = evaluate(scored.results, scored.cohort, **scored.options)
+    on_ray = evaluate(scored.results, scored.cohort, **scored.options, **RAY)
     assert json.dumps(on_ray.data) == json.dumps(local.data)
     assert "s7" in local.data["cases"]["failed"] and local.lesions is not None
 
 
-def test_features_on_workers_have_the_bytes_of_local_ones(tmp_path: Path, local_ray: LocalRay) -> None:
-    slides = [write_slide(tmp_path / f"s{n}.tif", pixels_of(300, 200, n)) for n in (1, 2)]
-    slides.append(tmp_path / "bad.tif")
+def compare_features(folder: Path, before_ray: Callable[[], None] = lambda: None) -> None:
+    """Extract features locally and on Ray, and compare the files."""
+    slides = [write_slide(folder / f"s{n}.tif", pixels_of(300, 200, n)) for n in (1, 2)]
+    slides.append(folder / "bad.tif")
     slides[-1].write_bytes(b"not a slide")
     options: dict[str, Any] = {
         "encoder": "lobule:tiny", "weights": "random", "mpp": 0.5, "tile": 64, "input_px": 224,
         "tissue": False, "batch": 4, "precision": "float32", "runtime": "torch", "device": "cpu",
         "memory_layout": "contiguous",
     }  # fmt: skip
-    out = tmp_path / "features"  # The files contain the name of their folder.
+    out = folder / "features"  # The files contain the name of their folder.
     local = extract_features(slides, out, **options)
-    out.rename(tmp_path / "local")
-    local_ray.lost_at = {1: 2}
+    out.rename(folder / "local")
+    before_ray()
     on_ray = extract_features(slides, out, **options, **RAY)
     assert on_ray.counts == local.counts and on_ray.failed == local.failed
-    names = [name for name in tree(tmp_path / "local") if name.endswith((".h5", ".safetensors"))]
+    names = [name for name in tree(folder / "local") if name.endswith((".h5", ".safetensors"))]
     assert len(names) == 5
     for name in [*names, "features.json", "scan/results.csv"]:
-        assert (out / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (folder / "local" / name).read_bytes(), name
+
+
+def test_an_evaluation_on_workers_has_the_numbers_of_a_local_one(tmp_path: Path, local_ray: LocalRay) -> None:
+    compare_evaluations(tmp_path)
+    assert len(local_ray.actors) >= 4, "workers read the cases, and others match them"
+
+
+def test_features_on_workers_have_the_bytes_of_local_ones(tmp_path: Path, local_ray: LocalRay) -> None:
+    compare_features(tmp_path, lambda: setattr(local_ray, "lost_at", {1: 2}))
 
 
 # -- the map itself -----------------------------------------------------------------------------------------
@@ -140,12 +165,3 @@ def test_errors_of_workers_reach_the_caller(local_ray: LocalRay) -> None:
 def test_options_of_ray_need_the_runner(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--workers has an effect only with --runner ray"):
         export(results, "csv", tmp_path / "out", workers=2)
-
-
-@pytest.mark.campaign
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra 'ray')")
-def test_an_export_on_a_real_ray(results: Path, tmp_path: Path) -> None:
-    local = export(results, "qupath", tmp_path / "local")
-    on_ray = export(results, "qupath", tmp_path / "ray", **RAY)
-    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
-    assert on_ray.to_dict() == local.to_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import quote, unquote
 from lobule.errors import DamagedResults, NotReadable, ResultsError
 from lobule.files import case_folder_name, make_folder, read_json, results_error, write_csv, write_json
 from lobule.results import checks
+from lobule.results.map_files import GROUP
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
 from lobule.results.runs import RUNS
@@ -85,14 +87,30 @@ class CaseFolder:
     @property
     def maps(self) -> dict[str, MapReader]:
         """Maps by name, readable while the scan still runs."""
+        return {name: MapReader(path) for name, path in self.map_paths().items()}
+
+    def map_paths(self) -> dict[str, Path]:
+        """Folders of the maps by name, sorted by the names of the folders."""
         root = self.path / "maps"
-        paths = [p.parent for p in sorted(root.glob("*/zarr.json")) if p.parent.suffix != MAKING]
-        return {unquote(path.name): MapReader(path) for path in paths}
+        try:
+            names = sorted(entry.name for entry in os.scandir(root))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        paths = [root / name for name in names if not name.endswith(MAKING)]
+        return {unquote(path.name): path for path in paths if (path / GROUP).exists()}
 
     @property
     def tables(self) -> dict[str, TableReader]:
+        return {unquote(path.name): TableReader(path) for path in self._table_paths()}
+
+    @property
+    def table_names(self) -> list[str]:
+        """The names of the tables, sorted."""
+        return sorted(unquote(path.name) for path in self._table_paths())
+
+    def _table_paths(self) -> list[Path]:
         root = self.path / "tables"
-        return {unquote(p.parent.name): TableReader(p.parent) for p in sorted(root.glob("*/table.json"))}
+        return [path.parent for path in sorted(root.glob("*/table.json"))] if root.exists() else []
 
     def findings(self) -> Columns:
         """Return the findings as columns. Without findings, the columns are empty."""
@@ -325,14 +343,26 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
             )
 
 
-def write_summary(results: Results) -> dict[str, dict[str, Any]]:
-    """Write `results.csv`, with one row per case, and return the rows by case."""
+SUMMARISED = ("status", "scores", "findings", "error", "notes")
+"""The fields of a result that `write_summary` reads."""
+
+
+def write_summary(
+    results: Results, loaded: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Write `results.csv`, with one row per case, and return the rows by case.
+
+    Args:
+        results: The results folder.
+        loaded: Results on disk that the caller has read or written, by case; at least their fields
+            `SUMMARISED`. They are not read again.
+    """
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for case in results.cases():
+        cause = None
         try:
-            result = case.result
-            cause = None
+            result = (loaded or {}).get(case.case_id) or case.result
         except ResultsError as error:
             result, cause = None, str(error)
         if result is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lobule.raw_files import make_new_folders
 from lobule.results.map_files import LEVEL, ArrayFiles, group_description, write_description
 from lobule.results.map_info import MapInfo
 from lobule.stitch import State
@@ -22,14 +23,15 @@ def create_map(path: Path, info: MapInfo) -> None:
         import shutil
 
         shutil.rmtree(aside)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if is_sharded(info):
         _create_sharded(aside, info)
     else:
-        for array in plain_arrays(aside, info):
-            array.path.mkdir(parents=True)
+        arrays = plain_arrays(aside, info)
+        make_new_folders([str(aside), *(str(array.path) for array in arrays)])
+        for array in arrays:
             write_description(array.path, array.description())
         write_description(aside, group_description(info.to_attributes()))
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside.rename(path)
 
 

@@ -7,16 +7,18 @@ zarr.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lobule.json_text import indented_json
+from lobule.raw_files import make_new_folders, read_file, replace_file, write_new_file
 
 GROUP = "zarr.json"
 """Name of the file that describes a group or an array."""
@@ -106,14 +108,14 @@ class ArrayFiles:
             outside.append(slice(first - start, last - start))
         return tuple(inside), tuple(outside)
 
-    def _file(self, index: tuple[int, ...]) -> Path:
-        return self.path.joinpath("c", *map(str, index))
+    def _file(self, index: tuple[int, ...]) -> str:
+        return "/".join((str(self.path), "c", *map(str, index)))
 
     def _read(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         from numcodecs.blosc import Blosc
 
         try:
-            data = self._file(index).read_bytes()
+            data = read_file(self._file(index))
         except FileNotFoundError:
             return None
         expected = int(np.prod(self.chunk, dtype=np.int64)) * np.dtype(self.dtype).itemsize
@@ -126,16 +128,14 @@ class ArrayFiles:
         from numcodecs.blosc import Blosc
 
         file = self._file(index)
-        codec = Blosc("zstd", LEVEL, Blosc.SHUFFLE, typesize=values.itemsize)
-        data = codec.encode(values)
-        partial = file.with_suffix(f".{uuid4().hex}{PARTIAL}")
+        data = Blosc("zstd", LEVEL, Blosc.SHUFFLE, typesize=values.itemsize).encode(values)
+        partial = f"{file}.{os.urandom(16).hex()}{PARTIAL}"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(file)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+            replace_file(file, data, partial, flush=False)
+        except FileNotFoundError:  # It is the first chunk of this row.
+            folders = [str(self.path), "c", *map(str, index[:-1])]
+            make_new_folders("/".join(folders[: count + 1]) for count in range(1, len(folders)))
+            replace_file(file, data, partial, flush=False)
 
 
 def group_description(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -145,4 +145,4 @@ def group_description(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Write the `zarr.json` of a group or an array."""
-    (folder / GROUP).write_bytes(json.dumps(description, indent=2).encode())
+    write_new_file(f"{folder}/{GROUP}", indented_json(description, 2, ensure_ascii=True).encode())

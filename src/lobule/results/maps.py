@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lobule.errors import DamagedResults, ResultsError
 from lobule.files import require_regular
 from lobule.geometry import Box, Size, tiles_over
+from lobule.raw_files import files_in_subfolders, is_file, path_exists
 from lobule.results.checks import LARGEST_JSON
 from lobule.results.map_creation import MAKING, create_map, is_sharded, plain_arrays
 from lobule.results.map_files import GROUP, PARTIAL, ArrayFiles, group_description
@@ -100,8 +101,8 @@ class MapReader:
         """Refuse chunks that are not regular files: opening a FIFO, for example, would block."""
         for row, column in self._chunks_under(rows, columns):
             for folder in ("score/c/0", "state/c"):
-                path = self.path / folder / str(row) / str(column)
-                if path.exists() and not path.is_file():
+                path = f"{self.path}/{folder}/{row}/{column}"
+                if path_exists(path) and not is_file(path):
                     raise self._damaged(f"chunk {row}, {column} is not a regular file")
 
     def _chunks_under(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
@@ -124,7 +125,7 @@ class MapReader:
         """Raise an error if scores of scored cells are missing: they would read as 0 (no tumour)."""
         height, width = self.info.chunk
         for row, column in self._chunks_under(rows, columns):
-            if (self.path / "score" / "c" / "0" / str(row) / str(column)).exists():
+            if path_exists(f"{self.path}/score/c/0/{row}/{column}"):
                 continue
             top, left = row * height - rows.start, column * width - columns.start
             block = state[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
@@ -166,12 +167,12 @@ def _chunk_files(folder: Path, info: MapInfo) -> set[tuple[int, int]]:
     """Return the chunks in a folder. A chunk outside the map, or that is not a file, raises an error."""
     down, across = -(-info.rows // info.chunk[0]), -(-info.columns // info.chunk[1])
     chunks = set()
-    for path in folder.glob("*/*"):
-        row, column = path.parent.name, path.name
+    for path in files_in_subfolders(str(folder)):
+        row, column = path.rsplit("/", 2)[1:]
         if not (_NUMBER.fullmatch(row) and _NUMBER.fullmatch(column)):
             continue  # A temporary file.
-        if int(row) >= down or int(column) >= across or not path.is_file():
-            raise _damaged_chunk(path, expected=f"a file within {down} × {across} chunks")
+        if int(row) >= down or int(column) >= across or not is_file(path):
+            raise _damaged_chunk(Path(path), expected=f"a file within {down} × {across} chunks")
         chunks.add((int(row), int(column)))
     return chunks
 
@@ -233,4 +234,4 @@ class MapWriter(MapReader):
 
 def map_exists(path: Path) -> bool:
     """Whether a map was created in this folder."""
-    return (path / "state" / "zarr.json").exists()
+    return path_exists(f"{path}/state/{GROUP}")

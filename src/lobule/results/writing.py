@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from lobule.files import csv_text, write_bytes
 from lobule.findings import Finding
 from lobule.results.folder import CaseFolder
+from lobule.results.maps import MapReader
 
 FINDINGS = ("findings.parquet", "findings.csv")
 
@@ -64,9 +65,15 @@ def _tables(findings: Sequence[Finding]) -> tuple[bytes, bytes]:
     return parquet.getvalue(), text.encode(errors="backslashreplace")
 
 
-def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:
-    """Return the description of each map for `result.json`."""
+def map_summaries(folder: CaseFolder, opened: Mapping[str, MapReader] | None = None) -> list[dict[str, Any]]:
+    """Return the description of each map for `result.json`.
+
+    Args:
+        folder: The folder of the case.
+        opened: Readers of maps that are already open, by name.
+    """
+    opened = opened or {}
+    readers = {name: opened.get(name) or MapReader(path) for name, path in folder.map_paths().items()}
     return [
-        {**reader.info.to_dict(), "name": name, "cells": reader.counts()}
-        for name, reader in folder.maps.items()
+        {**reader.info.to_dict(), "name": name, "cells": reader.counts()} for name, reader in readers.items()
     ]

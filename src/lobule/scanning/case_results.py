@@ -41,8 +41,8 @@ def write_result(
     result: Result | None = None,
     error: BaseException | None = None,
     maps: list[dict[str, Any]] | None = None,
-) -> None:
-    """Write the result of a case, which marks the case as finished.
+) -> dict[str, Any]:
+    """Write the result of a case, which marks the case as finished, and return it.
 
     `maps` are the summaries of its maps, if they have been read already.
     """
@@ -53,7 +53,7 @@ def write_result(
         "status": status,
         "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
         "maps": map_summaries(folder) if maps is None else maps,
-        "tables": sorted(folder.tables),
+        "tables": folder.table_names,
         "findings": {"count": len(result.findings) if result else 0},
         "notes": list(result.notes) if result else [],
         "error": None if error is None else error_to_dict(error),
@@ -69,13 +69,15 @@ def write_result(
     # After a power failure, a case that has a result must also have its complete maps.
     flush_all(folder.path / "maps")
     write_json(folder.path / RESULT, body)
+    return body
 
 
 def write_plan(case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
     """Write the plan of a case, and delete what a killed process was writing."""
+    if folder.path.exists():
+        for leftover in folder.path.glob(".*.part*"):
+            leftover.unlink(missing_ok=True)
     make_folder(folder.path)
-    for leftover in folder.path.glob(".*.part*"):
-        leftover.unlink(missing_ok=True)
     write_json(folder.path / PLAN, plan_of(case, prints))
 
 

@@ -20,8 +20,9 @@ from lobule.allocator import old_objects_ignored, return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, DeviceLost, LobuleError, NothingToScore, ResultsError
 from lobule.files import make_folder, write_json
-from lobule.results.folder import PLAN, RESULT, CaseFolder, Results, record_pieces
+from lobule.results.folder import PLAN, RESULT, SUMMARISED, CaseFolder, Results, record_pieces
 from lobule.results.locks import lock_settings
+from lobule.results.maps import MapReader
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
 from lobule.results.store import ResultsStore
@@ -41,13 +42,12 @@ from lobule.scanning.case_results import (
 from lobule.scanning.case_shares import SCOUT, Share, complete_store, merge_shares
 from lobule.scanning.contract import (
     EngineSettings,
-    Pass,
     PixelSource,
     Predictor,
     ScanOptions,
 )
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.open_case import OpenedCase
+from lobule.scanning.open_case import OpenedCase, size_caches
 from lobule.scanning.pipeline import Counters, NotStarted, Pipeline, Stopped
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink, within_region
@@ -109,6 +109,8 @@ class CaseRunner:
     """The shard of this process, if other processes write into the same folder."""
     store: ResultsStore | None = None
     """The object store into which each finished case is copied."""
+    summarised: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The results on disk of the cases of this run, with the fields that the summary needs."""
 
     def run(self, cases: Sequence[Case], readers: int) -> None:
         """Scan the cases in this order. Without a device left, the remaining cases wait for the next run."""
@@ -214,7 +216,9 @@ class CaseRunner:
         self.progress.inputs[case.id] = ", ".join(prints.values())
         if (done := self._result_if_done(case, folder, prints)) is not None:
             correct_patient(case, folder, done)
+            self._keep_for_summary(case, done)
             return "skipped"
+        self.summarised.pop(case.id, None)
         # An unfinished or retried case continues from the maps and tables that it already has.
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
@@ -231,8 +235,9 @@ class CaseRunner:
         """Open the images of a case, run its passes, write its result and return the status."""
         with self._opened(case) as opened:
             failed: list[FailedField] = []
-            result = self._run_passes(order, opened, folder, failed)
-            maps = map_summaries(folder)
+            open_maps: dict[str, MapReader] = {}
+            result = self._run_passes(order, opened, folder, failed, open_maps)
+            maps = map_summaries(folder, open_maps)
             scored = any_scored(folder, maps) if result.scored is None else result.scored
             if not failed:
                 status = COMPLETE if scored else UNSCORED
@@ -285,8 +290,14 @@ class CaseRunner:
             raise Stopped
 
     def _run_passes(
-        self, order: int, opened: OpenedCase, folder: CaseFolder, failed: list[FailedField]
+        self,
+        order: int,
+        opened: OpenedCase,
+        folder: CaseFolder,
+        failed: list[FailedField],
+        open_maps: dict[str, MapReader],
     ) -> Result:
+        """Run the passes of a case. Collect the failed fields and the maps, and return the result."""
         steps = self.predictor.steps(opened)
         store = None
         pass_names: list[str] = []
@@ -303,10 +314,12 @@ class CaseRunner:
                 folder.clear_stores(pass_names)  # Later passes depend on the recomputed one.
             sink = open_sink(pass_, folder, self.retry_failed)
             images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
-            self._size_caches(pass_, images)
+            size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
             plan_reads(pass_, images, sink.needed)
             self.pipeline.run_pass(order, pass_, images, sink)
             store = sink.finish()
+            if isinstance(store, MapReader):
+                open_maps[pass_.name] = store
             failed += sink.failures()
 
     def _run_share(self, order: int, case: Case, share: Share) -> bool:
@@ -345,22 +358,10 @@ class CaseRunner:
                 if store is None:
                     sink.limit_to(share.rows(sink.chunk_of_row))
                     images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
-                    self._size_caches(pass_, images)
+                    size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
                     plan_reads(pass_, images, sink.needed)
                     self.pipeline.run_pass(order, pass_, images, sink)
                     return True
-
-    def _size_caches(self, pass_: Pass, images: Mapping[str, PixelSource]) -> None:
-        """Let each slide cache the tiles under one row of fields, as far as the limit allows.
-
-        Fields are read row by row, so tiles of earlier rows are not needed again.
-        """
-        fields = pass_.fields
-        for index, name in enumerate(fields.images):
-            image, heights = images[name], fields.boxes[fields.image == index, 3]
-            if isinstance(image, Slide) and len(heights):
-                row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
-                image.use_cache(min(row_bytes, self.cache_bytes // MAX_OPEN_CASES))
 
     def _result_if_done(
         self, case: Case, folder: CaseFolder, prints: Mapping[str, str]
@@ -398,4 +399,8 @@ class CaseRunner:
         error: BaseException | None = None,
         maps: list[dict[str, Any]] | None = None,
     ) -> None:
-        write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error, maps)
+        body = write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error, maps)
+        self._keep_for_summary(case, body)
+
+    def _keep_for_summary(self, case: Case, result: Mapping[str, Any]) -> None:
+        self.summarised[case.id] = {name: result.get(name) for name in SUMMARISED}

@@ -13,7 +13,7 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.errors import ConfigError
 from lobule.grid import cells_in_box
-from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
+from lobule.scanning.contract import EngineSettings, ImageSource, Pass, PixelSource, ScanOptions, Tissue
 from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
@@ -124,3 +124,16 @@ def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
     # Unreadable areas of the overview may contain tissue, so they are scanned.
     mask = detected.mask | overview.unreadable
     return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), overview.notes)
+
+
+def size_caches(pass_: Pass, images: Mapping[str, PixelSource], largest_bytes: int) -> None:
+    """Let each slide cache the tiles under one row of fields of a pass, as far as the limit allows.
+
+    Fields are read row by row, so tiles of earlier rows are not needed again.
+    """
+    fields = pass_.fields
+    for index, name in enumerate(fields.images):
+        image, heights = images[name], fields.boxes[fields.image == index, 3]
+        if isinstance(image, Slide) and len(heights):
+            row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
+            image.use_cache(min(row_bytes, largest_bytes))

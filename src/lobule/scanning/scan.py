@@ -151,7 +151,7 @@ def scan(
             after_write = None if store is None else store.publish_run
             with RunRecord(results.path, metadata, progress, work, after_write=after_write):
                 runner.run(cases, readers)
-                rows = write_summary(results)
+                rows = write_summary(results, runner.summarised)
                 if store is not None:
                     store.publish_summary()
         finally:
