@@ -5,6 +5,9 @@
     case_ms          milliseconds per case of the plain loop on slides of 64 px: the slope between a small
                      and a large number of cases, minus that of writing the same files durably
 
+A trivial case goes the whole way: opening, reading, one field of 235 px through the network, map, findings
+and result. All of this counts in `case_ms` except for the durable writes.
+
 Rates are measured after the first cases, when every worker is warm. The model is the dense net `tiny`.
 
     python benchmarks/cohort.py [--quick] [--only KEY]
