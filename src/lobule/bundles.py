@@ -95,6 +95,11 @@ class Bundle:
         return path
 
     @property
+    def has_int8(self) -> bool:
+        """Whether `lobule weights quantize` wrote this bundle."""
+        return any(name.startswith(INT8) for name in self.files)
+
+    @property
     def int8_folder(self) -> Path | None:
         """The folder of int8 models, written by `lobule weights quantize`; None in other bundles.
 
@@ -217,6 +222,14 @@ def write_bundle(
     }
     write_json(root / MODEL, model)
     return read_bundle(root)
+
+
+def no_int8_models() -> ConfigError:
+    """Return the error of a scan in int8 with a bundle that was not quantised."""
+    return ConfigError(
+        "this bundle has no int8 models",
+        remedy="Write a bundle that has some: lobule weights quantize BUNDLE COHORT --out DIR",
+    )
 
 
 def read_bundle(path: str | Path, method: str | None = None) -> Bundle:

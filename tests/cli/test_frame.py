@@ -33,6 +33,7 @@ def shell(*arguments: str, **settings: object) -> subprocess.CompletedProcess[st
         (["scan", "nowhere", "slide.tif", "--out", "r", "--slide-mpp", "-1"], "--slide-mpp -1"),
         (["scan", "nowhere", "slide.tif", "--out", "r", "--set", "=3"], "cannot parse the setting"),
         (["scan", "nowhere", "slide.tif", "--out", "r", "--stride", "0"], "--stride"),
+        (["weights", "quantize", "nowhere", "slide.tif", "--out", "r"], "nowhere: not a bundle"),
         (["features", "nowhere.csv", "--out", "r"], "nowhere.csv"),
         (["train", "scannet", "nowhere.csv", "--out", "r"], "nowhere.csv"),
     ],

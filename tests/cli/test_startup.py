@@ -83,6 +83,7 @@ def test_a_scan_loads_no_library_that_its_network_does_not_need(
         ({"slide": "no/such/slide.tif"}, "there is no such file"),
         ({"bundle": "no/such/bundle"}, "not a bundle"),
         ({"option": "--precision=int2"}, "--precision"),
+        ({"option": "--precision=int8"}, "this bundle has no int8 models"),
         ({"slide": "bad.csv"}, "column"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,24 @@ def test_bfloat16_is_tried_wherever_torch_computes_it(monkeypatch: pytest.Monkey
     """The flag of AMX, which decided earlier, is not asked."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert [form.precision for form in possible_forms(EngineSettings())] == ["float32", "float32", "bfloat16"]
+
+
+def test_bfloat16_is_tried_if_the_measured_card_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch answers for the current card, which may be another one."""
+    current = ["cuda:0"]
+
+    @contextmanager
+    def use(card: str) -> Iterator[None]:
+        current.append(card)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", use)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:1")
+    for card, precisions in (("cuda:0", {"float32"}), ("cuda:1", {"float32", "bfloat16"})):
+        forms = possible_forms(EngineSettings(device=card), runtime="auto")
+        assert {form.precision for form in forms} == precisions
 
 
 def test_a_processor_that_emulates_bfloat16_measures_no_field_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

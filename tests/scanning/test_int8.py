@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lobule.methods.classifier import convert
 from lobule.nets.inference import for_inference
 from lobule.nets.tiny import tiny
 from lobule.results import open_results
+from lobule.scanning import int8, openvino_library
 from lobule.scanning.contract import OPENVINO, EngineSettings
 from lobule.scanning.device import copy_to_device
 from lobule.scanning.int8 import CollectedInputs, write_models
@@ -121,6 +123,9 @@ def test_what_cannot_be_quantised_is_refused(
     small = write_slide(tmp_path / "small.tif", pixels_of(2 * TILE, TILE))
     with pytest.raises(ConfigError, match="too few fields"):
         quantize(original, cohort_of(small), tmp_path / "few")
+    blank = write_slide(tmp_path / "blank.tif", np.full((300, 300, 3), 243, np.uint8))
+    with pytest.raises(ConfigError, match="no field with tissue"):
+        quantize(original, cohort_of(blank), tmp_path / "few")
     assert not (tmp_path / "few").exists()
 
 
@@ -199,6 +204,22 @@ def test_short_batches_are_computed_in_int8(
     with caplog.at_level(logging.WARNING, "lobule.scan"):
         torch.testing.assert_close(rounded(x[:3]), rounded(x[:8])[:3])
     assert not caplog.text and not torch.equal(rounded(x[:3]), exact(x[:3]))
+
+
+def test_a_calibration_leaves_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NNCF's own function also sets the level of the handlers that its logger shares with others."""
+    logger, handler, levels = logging.getLogger("nncf"), logging.NullHandler(), []
+    library = SimpleNamespace(
+        quantize=lambda *_, **__: levels.append(logger.getEffectiveLevel()),
+        Dataset=list, QuantizationPreset=SimpleNamespace(MIXED=0), IgnoredScope=lambda names: names,
+        set_log_level=openvino_library.nncf().set_log_level,
+    )  # fmt: skip
+    monkeypatch.setattr(int8, "nncf", lambda: library)
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, handler])
+    before = logger.level
+    int8._quantised(torch.nn.Conv2d(1, 1, 1), (1, 1, 2, 2), [])
+    assert levels == [logging.ERROR] and (logger.level, handler.level) == (before, logging.NOTSET)
+    assert logging.getLoggerClass() is logging.Logger
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

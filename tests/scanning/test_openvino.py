@@ -170,6 +170,16 @@ def test_a_converted_network_is_loaded_from_the_cache(monkeypatch: pytest.Monkey
     assert torch.equal(copy_to_device(net, ENGINE)(x), first)
 
 
+def test_a_network_is_computed_without_a_cache(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x, net = torch.rand(1, 3, 203, 203), for_inference(tiny().eval())
+    first = copy_to_device(net, ENGINE)(x)
+    for path in cache.glob("openvino/*.lock"):
+        path.unlink()
+        path.mkdir()  # As if the folder could not be written to.
+    assert torch.equal(copy_to_device(net, ENGINE)(x), first)
+    assert "cannot be cached" in caplog.text and "torch computes" not in caplog.text
+
+
 def test_short_batches_are_padded_and_give_the_same_rows() -> None:
     net = copy_to_device(for_inference(tiny().eval()), ENGINE)
     x = torch.rand(11, 3, 203, 203)
@@ -215,6 +225,29 @@ def test_a_layer_that_cannot_be_converted_is_named_and_torch_computes(
     assert "the layer '1' (Odd)" in caplog.text and "torch computes" in caplog.text
 
 
+class LevelRecorder(nn.Module):
+    """Records the level of the root logger while it is converted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.levels.append(logging.getLogger().level)
+        return x + 1
+
+
+def test_a_conversion_leaves_the_root_logger_alone() -> None:
+    """OpenVINO would set its level to ERROR: warnings of other threads would be lost."""
+    root, recorder = logging.getLogger(), LevelRecorder()
+    before = root.level, list(root.handlers), list(root.filters)
+    openvino_runtime.convert(recorder, (1, 4))
+    assert set(recorder.levels) == {before[0]}
+    with pytest.raises(Exception, match="bessel"):
+        openvino_runtime.convert(nn.Sequential(Odd()), (1, 4))
+    assert (root.level, root.handlers, root.filters) == before
+
+
 def test_a_worker_that_cannot_follow_stops_with_an_error(
     bundles: dict[str, Path], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +256,10 @@ def test_a_worker_that_cannot_follow_stops_with_an_error(
     with monkeypatch.context() as patched:
         patched.setattr(openvino_library, "is_installed", lambda name="openvino": False)
         with pytest.raises(ResultsError, match="without the extra 'openvino'"):
+            run(bundles["dense"], slide, tmp_path / "r", "auto")
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_library, "OLDEST", (2999, 0))
+        with pytest.raises(ResultsError, match="too old"):
             run(bundles["dense"], slide, tmp_path / "r", "auto")
     scan_json = read_json(tmp_path / "r" / "scan.json")
     scan_json["engine"]["precision"] = "bfloat16"
@@ -233,13 +270,22 @@ def test_a_worker_that_cannot_follow_stops_with_an_error(
             run(bundles["dense"], slide, tmp_path / "r", "auto")
 
 
-def test_a_missing_or_old_openvino_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_old_openvino_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from lobule.scanning.choice import possible_forms
 
     with monkeypatch.context() as patched:
         patched.setattr(openvino_library, "OLDEST", (2999, 0))
         with pytest.raises(ConfigError, match="too old"):
             possible_forms(EngineSettings(), runtime=OPENVINO)
+        with caplog.at_level(logging.WARNING, "lobule.scan"):
+            forms = possible_forms(EngineSettings(), runtime="auto")
+        assert {form.runtime for form in forms} == {"torch"}
+        assert "OpenVINO is not used: the installed OpenVINO is too old" in caplog.text
+        net = copy_to_device(nn.ReLU(), ENGINE)
+        with pytest.raises(ConfigError, match="too old"):  # torch does not compute in its place
+            net(torch.rand(1, 4))
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(openvino_library, "is_installed", lambda name="openvino": False)
     with pytest.raises(MissingExtra, match="pip install 'lobule\\[openvino\\]'"):

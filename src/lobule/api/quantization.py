@@ -77,10 +77,10 @@ def quantize(
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.openvino_library import nncf
 
-    nncf()
     cases, opened = list(as_cohort(cohort)), read_bundle(bundle)
-    if opened.int8_folder is not None:
+    if opened.has_int8:
         raise ConfigError("the bundle is already quantised", subject=bundle, remedy="Quantise the original")
+    nncf()
     options = ScanOptions(mpp=slide_mpp)
     predictor = load(opened, trust=trust)
     with tempfile.TemporaryDirectory() as name:
@@ -106,6 +106,7 @@ def _calibrate(
     folder: Path,
 ) -> tuple[EngineSettings, list[dict[str, Any]]]:
     """Write the int8 models to a folder; return the engine settings in float32 and the models' entries."""
+    from lobule.errors import ConfigError
     from lobule.scanning.contract import OPENVINO, EngineSettings
     from lobule.scanning.device import SLICE, available_cores, replicas_for
     from lobule.scanning.engine import MODEL_SHARE
@@ -120,10 +121,13 @@ def _calibrate(
         engine = replace(engine, batch=engine.batch // SLICE * SLICE)
     predictor.model.move_to_device(engine, options)
     for form in dict.fromkeys((_with_small_fields(predictor.model, engine, max_bytes, options), engine)):
-        collected = CollectedInputs(fields)
+        collected, batches = CollectedInputs(fields), 0
         with recorded_inputs(collected.add):
             for key, batch in _batches(predictor, cases, options, form, fields, first=0):
                 _scores(predictor, key, batch)
+                batches += 1
+        if batches == 0:
+            raise ConfigError("the cohort has no field with tissue", remedy="Use a cohort with more tissue")
         complete = {} if form == engine else _input_shapes(predictor, cases, options, engine)
         try:
             return engine, write_models(collected, engine, folder, complete)

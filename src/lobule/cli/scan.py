@@ -81,11 +81,13 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
 
     After an interruption, run the same command to continue.
     """
-    from lobule.bundles import read_bundle
+    from lobule.bundles import no_int8_models, read_bundle
 
     _check_option_combinations(options)
-    # Both are checked here, because the scan begins with an import of torch that takes seconds.
+    # All of these are checked here, because the scan begins with an import of torch that takes seconds.
     cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
+    if options["precision"] == "int8" and not opened.has_int8:
+        raise no_int8_models()
     options["tissue"] = shared.tissue_of(options)
     if dry_run:
         return plan(opened, cohort, out, options)

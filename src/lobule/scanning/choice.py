@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lobule.errors import ConfigError, ModelError
+from lobule.bundles import no_int8_models
+from lobule.errors import ConfigError, ModelError, UsageError
 from lobule.scanning.contract import OPENVINO, Batch, EngineSettings, Model, ScanOptions
+from lobule.scanning.device import has_bfloat16
+
+log = logging.getLogger("lobule.scan")
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 RUNTIMES = ("auto", "torch", OPENVINO)
@@ -46,7 +51,10 @@ class Measured:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.fields_per_s.items())
         if self.difference is None or self.chosen.startswith("float32"):
             return f"{self.chosen} (fields/s per replica: {rates})"
-        cost = f"scores differ from float32 by at most {self.difference:.1e} on {self.measured_on}"
+        cost = (
+            f"scores differ from those of torch in float32 by at most {self.difference:.1e} "
+            f"on {self.measured_on}"
+        )
         return f"{self.chosen}: {cost} (fields/s per replica: {rates})"
 
 
@@ -172,10 +180,7 @@ def uses_int8(engine: EngineSettings, precision: str, runtime: str) -> bool:
 
     if precision == "int8":
         if not engine.int8_folder:
-            raise ConfigError(
-                "this bundle has no int8 models",
-                remedy="Write a bundle that has some: lobule weights quantize BUNDLE COHORT --out DIR",
-            )
+            raise no_int8_models()
         if runtime == "torch" or engine.device != "cpu":
             raise ConfigError("int8 needs the runtime openvino on a CPU", remedy="Use --runtime openvino")
         openvino()
@@ -185,13 +190,20 @@ def uses_int8(engine: EngineSettings, precision: str, runtime: str) -> bool:
 
 
 def _openvino_allowed(runtime: str) -> bool:
-    """Whether OpenVINO may be used. Without the extra it is an error only if the user requested it."""
+    """Whether OpenVINO may be used. If it cannot be, this is an error only if the user requested it."""
     from lobule.scanning.openvino_library import is_installed, openvino
 
     if runtime == OPENVINO:
         openvino()
         return True
-    return runtime == "auto" and is_installed()
+    if runtime != "auto" or not is_installed():
+        return False
+    try:
+        openvino()
+    except UsageError as error:
+        log.warning("OpenVINO is not used: %s", error)
+        return False
+    return True
 
 
 def _torch_forms(engine: EngineSettings, precision: str) -> list[EngineSettings]:
@@ -231,7 +243,7 @@ def _is_bfloat16_of_torch(form: EngineSettings) -> bool:
 def _runs_bfloat16(device: str) -> bool:
     """Whether torch can compute in bfloat16 on a device. Only a measurement shows whether it is faster."""
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return has_bfloat16(device)
     return device == "cpu"
 
 

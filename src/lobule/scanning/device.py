@@ -50,6 +50,14 @@ def existing_devices() -> list[str]:
     return [*names, "mps"] if torch.backends.mps.is_available() else names
 
 
+def has_bfloat16(card: str) -> bool:
+    """Return whether a CUDA card computes in bfloat16 without emulating it."""
+    if not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(card):  # torch answers for the current card.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def replicas_for(device: str, cores: int) -> tuple[int, int]:
     """Return the number of replicas (batches computed at the same time) and the threads of each replica.
 

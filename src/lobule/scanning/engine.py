@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError, UsageError
 from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, record_engine
-from lobule.scanning.cards import Cards, choose_devices, named
+from lobule.scanning.cards import Cards, choose_devices, is_out_of_memory, named
 from lobule.scanning.cases import Progress
 from lobule.scanning.choice import Measured, RealFields, measure, possible_forms, uses_int8
 from lobule.scanning.contract import OPENVINO, EngineSettings, Model, ScanOptions
@@ -129,7 +127,7 @@ def choose_engine(
         engine = replace(engine, device=device, devices=several, replicas=replicas, int8_folder=int8_folder)
         _require_recorded_decoder(engine, results.path)
         _warn_about_fixed_settings(engine, machine, results.path)
-        _warn_about_lower_memory(machine, results.path)
+        _warn_about_other_machine(machine, device, results.path)
         model.move_to_device(engine, options)
         cards.move_copies(engine, options)
         progress.precision = f"{engine.runtime} {engine.precision}, as recorded in {SCAN}"
@@ -152,7 +150,8 @@ def choose_engine(
             engine, measured = _choose_form(model, engine, bundle, options, machine, real_fields)
             break
         except ModelError as error:
-            if not isinstance(error.__cause__, torch.OutOfMemoryError) or engine.batch == 1:
+            cause = error.__cause__
+            if cause is None or not is_out_of_memory(cause) or engine.batch == 1:
                 raise
             engine = replace(engine, batch=engine.batch // 2)
             log.warning("The memory of %s is exhausted: trying batches of %d", device, engine.batch)
@@ -203,16 +202,21 @@ def _require_recorded_runtime(engine: EngineSettings, machine: Machine, int8_fol
     Raises:
         ResultsError: This machine or this bundle cannot continue the scan with the recorded runtime.
     """
-    from lobule.scanning.openvino_library import is_installed, runs_bfloat16
+    from lobule.scanning.openvino_library import is_installed, openvino, runs_bfloat16
 
     problem = None
-    if machine.device not in ("auto", "cpu"):
-        problem = f"--device {machine.device}"
-    elif not is_installed():
-        problem = "an environment without the extra 'openvino'"
-    elif engine.precision == "bfloat16" and not runs_bfloat16():
+    try:
+        if machine.device not in ("auto", "cpu"):
+            problem = f"--device {machine.device}"
+        elif not is_installed():
+            problem = "an environment without the extra 'openvino'"
+        else:
+            openvino()
+    except UsageError as error:
+        problem = error.problem if error.actual is None else f"{error.problem} ({error.actual})"
+    if problem is None and engine.precision == "bfloat16" and not runs_bfloat16():
         problem = "a processor without units for bfloat16"
-    elif engine.precision == "int8" and not int8_folder:
+    if problem is None and engine.precision == "int8" and not int8_folder:
         problem = "a bundle without int8 models"
     if problem is not None:
         raise ResultsError(
@@ -266,16 +270,25 @@ def _choose_form(
     return engine, Measured(**form.measurement)
 
 
-def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
-    """Warn if the memory limit is now lower: fields and batches keep the size chosen for the first limit."""
+def _warn_about_other_machine(machine: Machine, device: str, path: Path) -> None:
+    """Warn if the device is of another kind than at the beginning, or if the memory limit is now lower.
+
+    Fields and batches keep the size that was chosen for the first limit.
+    """
     try:
-        first_max_ram = int(read_json(path / RUN)["max_ram"])
-    except (LobuleError, KeyError, TypeError, ValueError):  # The limit is only needed for this warning.
+        run = read_json(path / RUN)
+        first_max_ram, first_device = int(run["max_ram"]), str(run["device"])
+    except (LobuleError, KeyError, TypeError, ValueError):  # They are only needed for these warnings.
         return
     if machine.max_ram < first_max_ram:
         log.warning(
             "%s: fields and batches keep the size that was chosen for %.2g GiB, so the scan may exceed the "
             "limit of %.2g GiB (--fresh starts over)", path, first_max_ram / GIB, machine.max_ram / GIB,
+        )  # fmt: skip
+    if device.partition(":")[0] != first_device.partition(":")[0]:
+        log.warning(
+            "%s: this scan began on %s and continues on %s, which rounds differently: scores depend slightly "
+            "on the device that computed them (--fresh starts over)", path, first_device, device,
         )  # fmt: skip
 
 

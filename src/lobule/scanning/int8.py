@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,10 @@ def _quantised(net: nn.Module, shape: tuple[int, ...], inputs: list[NDArray[np.f
     ignores what earlier layers changed, which raised all scores.
     """
     library = nncf()
-    library.set_log_level(logging.ERROR)
     has_attention = any(isinstance(module, nn.LayerNorm) for module in net.modules())
     model = convert(net, shape)
     layers = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in LAYERS]
-    with contextlib.redirect_stdout(io.StringIO()):  # Progress bars.
+    with _only_errors_of_nncf(), contextlib.redirect_stdout(io.StringIO()):  # Progress bars.
         return library.quantize(
             model,
             library.Dataset(inputs),
@@ -133,6 +132,18 @@ def _quantised(net: nn.Module, shape: tuple[int, ...], inputs: list[NDArray[np.f
             ignored_scope=library.IgnoredScope(names=sorted({layers[0], layers[-1]})) if layers[2:] else None,
             model_type=library.ModelType.TRANSFORMER if has_attention else None,
         )
+
+
+@contextlib.contextmanager
+def _only_errors_of_nncf() -> Iterator[None]:
+    """Hide what NNCF logs below ERROR. Its own function would also change handlers that other loggers use."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def with_int8_sizes(engine: EngineSettings) -> EngineSettings:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -46,8 +48,14 @@ def openvino() -> Any:
 
 
 def nncf() -> Any:
-    """Import NNCF, which quantises models of OpenVINO. Raises `MissingExtra` if it is not installed."""
-    openvino()
+    """Import NNCF, which quantises models of OpenVINO.
+
+    Raises:
+        MissingExtra: It is not installed, or OpenVINO is not.
+        ConfigError: OpenVINO is too old, or one of the two cannot be imported.
+    """
+    if is_installed("nncf"):
+        openvino()
     return _import("nncf", "quantize", "`lobule weights quantize`")
 
 
@@ -55,6 +63,18 @@ def nncf() -> Any:
 def core() -> Any:
     """The OpenVINO core of this process; models are compiled by it."""
     return openvino().Core()
+
+
+@cache
+def leave_root_logger_alone() -> None:
+    """Keep OpenVINO from changing the root logger when it converts a network.
+
+    It sets the level to ERROR, which would hide warnings of other threads, and sets it back only if the
+    conversion succeeds.
+    """
+    for module, function in (("convert_impl", "init_logger"), ("convert", "restore_logger_state")):
+        with suppress(ImportError):  # Other releases may be divided into other modules.
+            setattr(importlib.import_module(f"openvino.tools.ovc.{module}"), function, lambda *_, **__: None)
 
 
 def runs_bfloat16() -> bool:
@@ -66,6 +86,7 @@ def _import(name: str, extra: str, needed_for: str) -> Any:
     with _lock:
         sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # None makes every import of it fail
         _mute_loaded_telemetry()
+        logger_class = logging.getLoggerClass()
         try:
             return importlib.import_module(name)
         except ImportError as error:
@@ -73,6 +94,8 @@ def _import(name: str, extra: str, needed_for: str) -> Any:
                 problem = f"{name} is installed but cannot be imported"
                 raise ConfigError(problem, actual=str(error), remedy="Install it again") from error
             raise MissingExtra(extra, needed_for) from error
+        finally:
+            logging.setLoggerClass(logger_class)  # NNCF sets its own class for every logger of the process.
 
 
 def _mute_loaded_telemetry() -> None:

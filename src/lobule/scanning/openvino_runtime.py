@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lobule import __version__
+from lobule.errors import UsageError
 from lobule.fingerprints import cache_folder
 from lobule.results.locks import lock_file
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.network_identity import int8_models, network_digest
-from lobule.scanning.openvino_library import core, openvino
+from lobule.scanning.openvino_library import core, leave_root_logger_alone, openvino
 
 log = logging.getLogger("lobule.scan")
 
@@ -39,7 +40,7 @@ converted for few shapes. The padding depends only on the size of the batch."""
 Recorder = Callable[["OpenVinoNet", Tensor], None]
 _recorder: Recorder | None = None
 _conversion = threading.RLock()
-"""Tracing a network temporarily changes state of the whole process."""
+"""One thread at a time converts: tracing a network temporarily changes state of the whole process."""
 
 
 @contextmanager
@@ -55,6 +56,9 @@ def recorded_inputs(recorder: Recorder) -> Iterator[None]:
 
 class OpenVinoNet(nn.Module):
     """A network on a CPU with the interface of a module: float32 tensors in and out.
+
+    OpenVINO is imported for the first batch. If it is missing, too old or damaged, this batch fails: torch
+    computes only networks that OpenVINO itself cannot convert or compile.
 
     Args:
         net: The network, in evaluation mode and float32.
@@ -138,6 +142,8 @@ class OpenVinoNet(nn.Module):
             if shape not in self._compiled and self._fallback is None:
                 try:
                     self._compiled[shape] = self._compile(self._model_for(shape))
+                except UsageError:
+                    raise
                 except Exception as error:  # OpenVINO raises many undocumented types.
                     layer = _failing_layer(self.net, x) or "the whole network"
                     log.warning(
@@ -180,14 +186,14 @@ def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
     """Return the float32 model of a network for one input shape, from the cache if it is there."""
     key = f"{digest} {shape} {openvino().__version__} {torch.__version__} {__version__}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    try:
-        path = cache_folder() / "openvino" / f"{name}.xml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        log.warning("The converted network cannot be cached: %s", error)
-        with tempfile.TemporaryDirectory() as folder:
-            return _stored(net, shape, Path(folder) / f"{name}.xml")
-    with lock_file(path.with_suffix(".lock")):
+    with ExitStack() as stack:
+        try:
+            path = cache_folder() / "openvino" / f"{name}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(path.with_suffix(".lock")))
+        except (OSError, RuntimeError) as error:
+            log.warning("The converted network cannot be cached: %s", error)
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{name}.xml"
         if path.exists():
             try:
                 return core().read_model(path)
@@ -210,22 +216,20 @@ def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _conversion_settings() -> Iterator[None]:
-    """Ignore the warnings of tracing that shapes become constants, and undo OpenVINO's changes of logging.
+    """Let one thread at a time convert, and ignore the warnings of tracing that shapes become constants.
 
     Where NNCF is installed, a conversion imports torch's compiler of extensions, which warns about CUDA
     without a GPU. This warning is ignored, too.
     """
-    root, torch_extensions = logging.getLogger(), logging.getLogger("torch.utils.cpp_extension")
-    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
-    torch_extensions.addFilter(_is_error)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+    leave_root_logger_alone()
+    torch_extensions = logging.getLogger("torch.utils.cpp_extension")
+    with _conversion, warnings.catch_warnings(), torch.no_grad():
+        torch_extensions.addFilter(_is_error)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        torch_extensions.removeFilter(_is_error)
-        root.setLevel(level)
-        root.filters[:], root.handlers[:] = filters, handlers
+        finally:
+            torch_extensions.removeFilter(_is_error)
 
 
 def _is_error(record: logging.LogRecord) -> bool:

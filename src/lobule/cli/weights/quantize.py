@@ -32,7 +32,10 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     Scans with the new bundle use int8 if the extra `openvino` is installed. The report says how far scores
     are from those in float32. Needs the extra `quantize`.
     """
+    from lobule.bundles import read_bundle
+
     cohort = shared.cohort_of(cases)
+    read_bundle(bundle)  # A wrong path is reported before torch is imported, which takes seconds.
     from lobule.api.quantization import REPORT, quantize
 
     quantized = quantize(bundle, cohort, out, **options)
