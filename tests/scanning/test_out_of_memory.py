@@ -98,13 +98,19 @@ def test_fields_on_a_gpu_follow_its_free_memory_and_not_the_host(monkeypatch: py
     assert device.max_bytes_on("cpu", 1 << 30) == 1 << 30
 
 
-def test_the_batch_is_halved_while_the_form_is_chosen(slide: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")],
+)
+def test_the_batch_is_halved_while_the_form_is_chosen(
+    error: RuntimeError, slide: Path, tmp_path: Path
+) -> None:
     class Fussy(MeanPredictor):
         """Not even the sample batch fits before the batch is small enough."""
 
         def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
             if len(batch.pixels) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return super().forward(key, batch)
 
     report = scan(Fussy(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, MACHINE)

@@ -13,7 +13,7 @@ import pytest
 
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ResultsError
-from lobule.files import read_json
+from lobule.files import read_json, write_json
 from lobule.geometry import Box
 from lobule.results import open_results
 from lobule.results.result import Result
@@ -141,6 +141,17 @@ def test_lower_memory_limit_on_resume_logs_a_warning(
         assert not caplog.messages
         again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, max_ram=1 << 20))
     assert "was chosen for 2 GiB, so the scan may exceed the limit of 0.00098 GiB" in caplog.text
+
+
+def test_another_kind_of_device_on_resume_logs_a_warning(
+    slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again(cohort_of(slide), tmp_path / "r")
+    run = read_json(tmp_path / "r" / "run.json")
+    write_json(tmp_path / "r" / "run.json", {**run, "device": "cuda:1"})
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        again(cohort_of(slide), tmp_path / "r")
+    assert "this scan began on cuda:1 and continues on cpu, which rounds differently" in caplog.text
 
 
 def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Card:
     """The error with which the card was lost; empty while it computes."""
 
     pins_memory: bool = True
-    """Whether batches are copied to a CUDA card from pinned memory, so that copying overlaps computing."""
+    """Whether batches and outputs are copied through pinned memory, so that copying overlaps computing."""
 
     @property
     def name(self) -> str:
@@ -67,7 +67,8 @@ class Card:
             with torch.cuda.stream(stream):
                 outputs = self.model.forward(key, to_device(batch, self.device, self.pins_memory))
                 host = {
-                    name: _stored(tensor).to("cpu", non_blocking=True) for name, tensor in outputs.items()
+                    name: _stored(tensor).to("cpu", non_blocking=self.pins_memory)
+                    for name, tensor in outputs.items()
                 }
                 stream.synchronize()
                 return {name: tensor.numpy() for name, tensor in host.items()}
