@@ -237,7 +237,7 @@ class LevelRecorder(nn.Module):
         return x + 1
 
 
-def test_a_conversion_leaves_the_root_logger_alone() -> None:
+def test_a_conversion_leaves_the_root_logger_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO would set its level to ERROR: warnings of other threads would be lost."""
     root, recorder = logging.getLogger(), LevelRecorder()
     before = root.level, list(root.handlers), list(root.filters)
@@ -246,6 +246,10 @@ def test_a_conversion_leaves_the_root_logger_alone() -> None:
     with pytest.raises(Exception, match="bessel"):
         openvino_runtime.convert(nn.Sequential(Odd()), (1, 4))
     assert (root.level, root.handlers, root.filters) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(root, "handlers", [])  # as in a command
+        openvino_runtime.convert(recorder, (1, 5))
+        assert root.handlers == []
 
 
 def test_a_worker_that_cannot_follow_stops_with_an_error(

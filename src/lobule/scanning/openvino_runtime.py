@@ -198,7 +198,9 @@ def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
             try:
                 return core().read_model(path)
             except RuntimeError as error:
-                log.warning("%s: the cached network is damaged and is converted again: %s", path, error)
+                log.warning(
+                    "%s: the cached network is damaged and is converted again: %s", path, first_line(error)
+                )
         return _stored(net, shape, path)
 
 
@@ -218,18 +220,27 @@ def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:
 def _conversion_settings() -> Iterator[None]:
     """Let one thread at a time convert, and ignore the warnings of tracing that shapes become constants.
 
-    Where NNCF is installed, a conversion imports torch's compiler of extensions, which warns about CUDA
-    without a GPU. This warning is ignored, too.
+    OpenVINO logs with the root logger. Where NNCF is installed, a conversion imports torch's compiler of
+    extensions, which warns about CUDA without a GPU. Both are silenced; loggers of other modules are not.
     """
     leave_root_logger_alone()
-    torch_extensions = logging.getLogger("torch.utils.cpp_extension")
+    root = logging.getLogger()
+    silenced = (root, logging.getLogger("torch.utils.cpp_extension"))
     with _conversion, warnings.catch_warnings(), torch.no_grad():
-        torch_extensions.addFilter(_is_error)
         warnings.simplefilter("ignore")
+        # Without a handler, the first message to the root logger would configure it for the whole process.
+        handler = None if root.handlers else logging.lastResort or logging.NullHandler()
+        if handler is not None:
+            root.addHandler(handler)
+        for logger in silenced:
+            logger.addFilter(_is_error)
         try:
             yield
         finally:
-            torch_extensions.removeFilter(_is_error)
+            for logger in silenced:
+                logger.removeFilter(_is_error)
+            if handler is not None:
+                root.removeHandler(handler)
 
 
 def _is_error(record: logging.LogRecord) -> bool:
