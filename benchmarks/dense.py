@@ -25,21 +25,23 @@ from lobule.nets.inference import for_inference
 from lobule.nets.receptive import geometry_of
 from lobule.nets.vgg import HEAD_WIDTHS, WIDTHS, scannet_vgg16
 
-ALPHAS = (2, 4, 8)
+CELLS = 20
+"""Strides along a side of a field."""
+ALPHAS, QUICK_ALPHAS = (2, 4, 8), (2, 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="half the width, fields of 10 × 10 strides")
+    parser.add_argument("--quick", action="store_true", help="half the width, α of 2 and 4")
     quick = parser.parse_args().quick
     torch.set_num_threads(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    cells, narrower, rounds, batches = (10, 2, 2, (1, 8)) if quick else (20, 1, 3, (1, 8, 32))
+    narrower, rounds, batches, alphas = (2, 2, (1, 8), QUICK_ALPHAS) if quick else (1, 3, (1, 8, 32), ALPHAS)
     if quick:
-        print("Quick: half the width, fields of 10 × 10 strides, patches in batches of 1 and 8.")
+        print("Quick: half the width, α of 2 and 4, patches in batches of 1 and 8.")
     net = for_inference(
         scannet_vgg16(
             widths=[width // narrower for width in WIDTHS],
@@ -47,20 +49,22 @@ def main() -> None:
         )
     )
     with torch.inference_mode():
-        seconds = best_of(rounds, contestants(net, cells, batches))
-    ratios = ratios_of(seconds, cells, batches)
+        seconds = best_of(rounds, contestants(net, batches, alphas))
+    ratios = ratios_of(seconds, batches, alphas)
     for name, ratio in ratios.items():
         print(f"{name:18s} {ratio:7.1f} times the time of the dense map")
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(json.dumps({"name": "dense", "ratios": ratios, "machine": machine}))
 
 
-def contestants(net: nn.Module, cells: int, batches: tuple[int, ...]) -> dict[str, Callable[[], Tensor]]:
+def contestants(
+    net: nn.Module, batches: tuple[int, ...], alphas: tuple[int, ...]
+) -> dict[str, Callable[[], Tensor]]:
     """What is timed, by name: one offset pass, the dense maps, batches of patches."""
     geometry = geometry_of(net)
-    calls = {"offset_pass": _call(net, 1, geometry.in_size(cells))}
-    for alpha in ALPHAS:
-        side = geometry.dense(alpha).in_size(alpha * cells)
+    calls = {"offset_pass": _call(net, 1, geometry.in_size(CELLS))}
+    for alpha in alphas:
+        side = geometry.dense(alpha).in_size(alpha * CELLS)
         calls[f"dense_alpha{alpha}"] = _call(densify(net, alpha), 1, side)
     for batch in batches:
         calls[f"patches_{batch}"] = _call(net, batch, geometry.extent)
@@ -87,14 +91,16 @@ def best_of(rounds: int, calls: dict[str, Callable[[], Tensor]]) -> dict[str, fl
     return best
 
 
-def ratios_of(seconds: dict[str, float], cells: int, batches: tuple[int, ...]) -> dict[str, float]:
+def ratios_of(
+    seconds: dict[str, float], batches: tuple[int, ...], alphas: tuple[int, ...]
+) -> dict[str, float]:
     """Times of offset passes and of patches, each over the dense map's."""
     ratios = {
         f"offsets_alpha{alpha}": alpha**2 * seconds["offset_pass"] / seconds[f"dense_alpha{alpha}"]
-        for alpha in ALPHAS
+        for alpha in alphas
     }
     patch = min(seconds[f"patches_{batch}"] / batch for batch in batches)
-    ratios["patchwise_alpha4"] = (4 * cells) ** 2 * patch / seconds["dense_alpha4"]
+    ratios["patchwise_alpha4"] = (4 * CELLS) ** 2 * patch / seconds["dense_alpha4"]
     return {name: round(ratio, 2) for name, ratio in ratios.items()}
 
 

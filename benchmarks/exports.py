@@ -1,7 +1,8 @@
 """Export findings in growing numbers: time per finding and peak memory of each format.
 
 Each export runs in its own process, so that its peak memory is its own. The reference of the ratios is the
-same format with a tenth of the findings: an export whose time is linear has a ratio of at most 1.
+same format with a tenth of the findings: an export whose time is linear has a ratio of at most 1. A process
+exports a few findings first, so that the time of imports and of the first use is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 from measure import machine
 
 FORMATS = ("qupath", "dicom-ann", "geoparquet", "csv", "coco")
-FULL, QUICK = 1_000_000, 20_000
+FULL, QUICK = 1_000_000, 50_000
+FEW = 100
+"""Findings of the export that is not counted."""
 
 
 def write_findings_of(root: Path, count: int) -> Path:
@@ -56,22 +59,23 @@ def write_findings_of(root: Path, count: int) -> Path:
     return results.path
 
 
-def measure(results: Path, to: str) -> dict[str, float]:
+def measure(results: Path, few: Path, to: str) -> dict[str, float]:
     """Export in a child process; return its processor seconds and its peak memory in MB."""
     with tempfile.TemporaryDirectory(prefix="lobule-exports-") as out:
         done = subprocess.run(
-            [sys.executable, __file__, "--child", str(results), to, out],
+            [sys.executable, __file__, "--child", str(results), str(few), to, out],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-def child(results: str, to: str, out: str) -> None:
+def child(results: str, few: str, to: str, out: str) -> None:
     from lobule.exports.run import export_results
 
+    export_results(few, to, f"{out}/few")
     started = time.process_time()
-    report = export_results(results, to, out)
+    report = export_results(results, to, f"{out}/all")
     seconds = time.process_time() - started
     assert len(report.exported) == 1, report.records
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -83,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"at most {QUICK:,} findings, two formats")
     parser.add_argument("--format", action="append", choices=FORMATS, help="only this format; repeatable")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
@@ -92,12 +96,15 @@ def main() -> None:
     formats = arguments.format or (FORMATS[:2] if arguments.quick else FORMATS)
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="lobule-findings-") as folder:
-        paths = {count: write_findings_of(Path(folder) / str(count), count) for count in (most // 10, most)}
+        paths = {
+            count: write_findings_of(Path(folder) / str(count), count) for count in (FEW, most // 10, most)
+        }
+        few = paths.pop(FEW)
         print(f"{'format':12} {'findings':>10} {'CPU s':>8} {'µs each':>8} {'peak MB':>8} {'file MB':>8}")
         for to in formats:
             each: dict[int, float] = {}
             for count, path in paths.items():
-                measured = measure(path, to)
+                measured = measure(path, few, to)
                 each[count] = measured["seconds"] / count * 1e6
                 print(
                     f"{to:12} {count:10,} {measured['seconds']:8.1f} {each[count]:8.1f} "

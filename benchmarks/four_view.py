@@ -2,13 +2,18 @@
 
 A generated exam of four 2,600 × 1,900 views; networks of the published size with seeded random weights; all
 cores. The published way is the same networks as torchvision and PyTorch run them, patch by patch (the better
-of batch 1 and batch 100) and one window at a time. It is sampled and extrapolated to the exam, and so are the
-exact heatmaps; everything else runs whole. Keys:
+of batch 1 and batch 100) and one window at a time. It is sampled and extrapolated to the exam. So are the
+exact heatmaps: samples of two sizes give the seconds of a patch, and those that a view takes in addition.
+Everything else runs whole. Keys:
 
 - `exact`: heatmaps patch by patch, to 1e-5 those of the published way (checked on the sample);
 - `fast`: heatmaps from one look at each view, with the comparison with exact patches that a scan makes;
 - `image_only`, `image_only_bf16`: an exam of 10 windows a view without heatmaps, in float32 and bfloat16;
 - `peak_gb`: peak memory of a scan with fast heatmaps and of one without, the greater.
+
+`--quick` measures heatmaps of one view instead of four, with fewer patches and in smaller batches of the
+published way, and two windows a view instead of ten. It leaves out `image_only_bf16` and `peak_gb`, which
+take too long.
 
     python benchmarks/four_view.py [--quick]
 """
@@ -20,11 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import measure
 from lobule.bundles import read_bundle
@@ -48,19 +55,47 @@ from lobule.scanning.pipeline import Pipeline
 from lobule.scanning.stores import open_sink
 from lobule.settings import parse
 
-ROUNDS = 2
-EPOCHS = 10
 SAMPLED_EPOCHS = 2
+PRECISIONS = ("float32", "bfloat16")
 ROOM = 1 << 29
 EQUAL = 1e-5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    views: int
+    """Number of views whose heatmaps are measured."""
+    patches: tuple[int, int]
+    """The two numbers of patches of a view. They fill batches of 8 for every core of a machine with two."""
+    batch: int
+    """The larger batch of the published way."""
+    batched: int
+    """Number of patches of a view that it is measured with, one of `patches`."""
+    rounds: int
+    epochs: int
+    """Windows of a view, of an exam without heatmaps."""
+    published_epochs: int
+    """Windows of a view that the published way is sampled with."""
+    scale: int
+    """The pixels of the exam are repeated so many times, because that is quicker than generating them."""
+
+
+FULL = Plan(len(VIEWS), (16, 112), 100, 112, 2, 10, 2, 1)
+QUICK = Plan(1, (16, 32), 16, 16, 1, 2, 1, 4)
+SIZE = (2600, 1900)
 
 
 class Bench:
     """An exam, its networks, and the scanner's pipeline to run passes in."""
 
-    def __init__(self, folder: Path, size: tuple[int, int], sample: int, batches: tuple[int, int]) -> None:
-        self.folder, self.sample, self.batches, self.runs = folder, sample, batches, 0
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan, self.runs = folder, plan, 0
+        size = (SIZE[0] // plan.scale, SIZE[1] // plan.scale)
         self.manifest = write_exams(folder / "exam", exams=1, size=size, seed=1)
+        if plan.scale > 1:
+            enlarge_pictures(folder / "exam" / "images", plan.scale)
         self.case: Case = read_cohort(self.manifest).cases[0]
         torch.manual_seed(0)
         self.bundles = {}
@@ -73,6 +108,8 @@ class Bench:
         self.views: dict[str, ExamView] = dict(self.predictors[True].images(self.case, ScanOptions()))  # type: ignore[arg-type]
         rng = random.Random(0)
         self.grids = {v: draw_grid(i.shape, rng) for v, i in self.views.items()}
+        self.measured = {view: self.views[view] for view in list(self.views)[: plan.views]}
+        """The views whose heatmaps are measured."""
 
     def engine(self, predictor: FourViewPredictor, precision: str, **settings: Any) -> EngineSettings:
         replicas, threads = replicas_for("cpu", available_cores())
@@ -98,19 +135,19 @@ class Bench:
 
     # -- heatmaps -----------------------------------------------------------------------------------------
 
-    def sampled(self, view: str) -> list[int]:
-        """Places in the grid, evenly over it: blank patches count as they come."""
-        count = min(self.sample // len(VIEWS), len(self.grids[view]))
-        return [int(i) for i in np.linspace(0, len(self.grids[view]) - 1, count)]
+    def sampled(self, view: str, count: int) -> list[int]:
+        """Indices of patches, evenly over the grid, so that blank patches are as frequent as in the grid."""
+        grid = self.grids[view]
+        return [int(i) for i in np.linspace(0, len(grid) - 1, min(count, len(grid)))]
 
-    def published_patches(self, batch: int) -> tuple[float, dict[str, np.ndarray]]:
-        """Seconds a patch, and the scores of the sample."""
+    def published_patches(self, batch: int, count: int) -> tuple[float, dict[str, np.ndarray]]:
+        """Seconds of one patch, and the scores of `count` patches of each view."""
         (net,) = self.predictors[True].nets.patch_nets
         patches, seconds = 0, 0.0
         scores: dict[str, list[np.ndarray]] = {}
-        for view, image in self.views.items():
+        for view, image in self.measured.items():
             pixels, corners = standardise(image.pixels, np.float64), list(self.grids[view].corners())
-            sampled = self.sampled(view)
+            sampled = self.sampled(view, count)
             scores[view] = []
             began = time.perf_counter()
             for start in range(0, len(sampled), batch):
@@ -120,27 +157,26 @@ class Bench:
             patches += len(sampled)
         return seconds / patches, {view: np.concatenate(rows) for view, rows in scores.items()}
 
-    def exact_patches(self, engine: EngineSettings) -> tuple[float, dict[str, np.ndarray]]:
-        """Seconds a patch that is computed, and the scores of the sample."""
-        predictor, patches, seconds = self.predictors[True], 0, 0.0
+    def exact_patches(self, engine: EngineSettings, count: int) -> tuple[float, dict[str, np.ndarray]]:
+        """Seconds and scores of `count` patches of each view."""
+        predictor, seconds = self.predictors[True], 0.0
         scores: dict[str, np.ndarray] = {}
-        for view, image in self.views.items():
+        for view, image in self.measured.items():
             with self.pipeline(predictor, engine) as run:
                 began = time.perf_counter()
-                source, sampled = PatchView(image, patch_frame(image, Config())), self.sampled(view)
-                rows = finished(
-                    ViewPatches(view, image, source, self.grids[view], engine).scores(sampled), run
-                )
+                source = PatchView(image, patch_frame(image, Config()))
+                sampled = self.sampled(view, count)
+                steps = ViewPatches(view, image, source, self.grids[view], engine).scores(sampled)
+                rows = finished(steps, run)
                 seconds += time.perf_counter() - began
             scores[view] = np.stack([rows[i] for i in range(len(sampled))])
-            patches += len(sampled)
-        return seconds / patches, scores
+        return seconds, scores
 
     def fast_heatmaps(self, engine: EngineSettings) -> float:
         apart = []
         began = time.perf_counter()
         with self.pipeline(self.predictors[True], engine) as run:
-            for view, image in self.views.items():
+            for view, image in self.measured.items():
                 source = PatchView(image, patch_frame(image, Config()))
                 steps = ViewPatches(view, image, source, self.grids[view], engine).heatmaps("fast")
                 apart.append(finished(steps, run)[1])
@@ -177,6 +213,13 @@ class Bench:
         return time.perf_counter() - began, scores
 
 
+def enlarge_pictures(folder: Path, scale: int) -> None:
+    """Repeat the pixels of pictures, to fill `SIZE`."""
+    for path in folder.rglob("*.png"):
+        pixels = np.asarray(Image.open(path)).repeat(scale, axis=0).repeat(scale, axis=1)
+        Image.fromarray(pixels).save(path, compress_level=1)
+
+
 def cut_patch(standardised: np.ndarray, row: int, column: int) -> np.ndarray:
     """One patch with three equal channels, as the published network reads it."""
     grey = standardised[row : row + PATCH, column : column + PATCH].astype(np.float32)
@@ -194,74 +237,89 @@ def finished(steps: Any, run: Callable[[Pass], Any]) -> Any:
 
 
 def main() -> None:
-    options = measure.arguments(__doc__ or "")
+    quick = measure.arguments(__doc__ or "").quick
     torch.set_num_threads(available_cores())
-    size, sample, batches, rounds, epochs = (2600, 1900), 400, (1, 100), ROUNDS, EPOCHS
-    if options.quick:
-        size, sample, batches, rounds, epochs = (1300, 950), 8, (1, 4), 1, 1
-        print("Quick: an exam of 1,300 × 950 views, 8 patches in batches of 1 and 4, 1 window a view.")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        bench = Bench(Path(folder), size, sample, batches)
-        ratios = heatmap_ratios(bench, rounds) | window_ratios(bench, rounds, epochs)
-        ratios["peak_gb"] = peak(bench, (True,) if options.quick else (True, False))
+        bench = Bench(Path(folder), QUICK if quick else FULL)
+        ratios = heatmap_ratios(bench) | window_ratios(bench, ("float32",) if quick else PRECISIONS)
+        if quick:
+            print("Not measured with --quick: image_only_bf16, peak_gb")
+        else:
+            ratios["peak_gb"] = peak(bench)
     for name, ratio in ratios.items():
         print(f"{name:18s} {ratio:7.2f}")
     measure.report("four_view", ratios)
 
 
-def heatmap_ratios(bench: Bench, rounds: int) -> dict[str, float]:
-    predictor = bench.predictors[True]
-    patches = sum(len(grid) for grid in bench.grids.values())
-    computed = 0
-    for view, image in bench.views.items():
-        computed += len(distinct_patches(bench.grids[view], image.pixels)[0])
-    print(f"{patches} patches, of which {computed} differ from one another")
-    best = {"exact": float("inf"), "fast": float("inf"), **{str(b): float("inf") for b in bench.batches}}
-    for _ in range(rounds):
-        for batch in bench.batches:
-            torch.set_num_threads(available_cores())
-            seconds, theirs = bench.published_patches(batch)
-            best[str(batch)] = min(best[str(batch)], seconds * patches)
-        seconds, ours = bench.exact_patches(bench.engine(predictor, "float32"))
-        best["exact"] = min(best["exact"], seconds * computed)
-        apart = max(float(np.abs(ours[view] - theirs[view]).max()) for view in ours)
+def heatmap_ratios(bench: Bench) -> dict[str, float]:
+    predictor, plan = bench.predictors[True], bench.plan
+    few, many = plan.patches
+    total = sum(len(bench.grids[view]) for view in bench.measured)
+    computed = sum(
+        len(distinct_patches(bench.grids[view], image.pixels)[0]) for view, image in bench.measured.items()
+    )
+    print(f"{total} patches of {plan.views} views, of which {computed} differ from one another")
+    engine = bench.engine(predictor, "float32")
+    bench.exact_patches(engine, few)  # The first use of the networks is not counted.
+    seconds: dict[str, list[float]] = {name: [] for name in ("one", "batch", "few", "many", "fast")}
+    ours: dict[int, dict[str, np.ndarray]] = {}
+    for _ in range(plan.rounds):
+        torch.set_num_threads(available_cores())
+        seconds["one"].append(bench.published_patches(1, few // 2)[0])
+        elapsed, ours[few] = bench.exact_patches(engine, few)
+        seconds["few"].append(elapsed)
+        torch.set_num_threads(available_cores())
+        each, theirs = bench.published_patches(plan.batch, plan.batched)
+        seconds["batch"].append(each)
+        seconds["one"].append(bench.published_patches(1, few // 2)[0])
+        elapsed, ours[many] = bench.exact_patches(engine, many)
+        seconds["many"].append(elapsed)
+        apart = max(float(np.abs(ours[plan.batched][view] - theirs[view]).max()) for view in theirs)
         if apart > EQUAL:
             raise SystemExit(f"exact heatmaps differ from the published way by {apart:.1e}")
-        best["fast"] = min(
-            best["fast"],
-            bench.fast_heatmaps(bench.engine(predictor, "float32", **{"reading.painting": "fast"})),
-        )
+        fast = bench.engine(predictor, "float32", **{"reading.painting": "fast"})
+        seconds["fast"].append(bench.fast_heatmaps(fast))
+        engine = bench.engine(predictor, "float32")
     print(f"exact scores differ by at most {apart:.1e}")
-    published = min(best[str(batch)] for batch in bench.batches)
-    return {key: published / best[key] for key in ("exact", "fast")}
+    best = {name: min(values) for name, values in seconds.items()}
+    views = len(bench.measured)
+    of_patch = (best["many"] - best["few"]) / (views * (many - few))
+    of_views = max(0.0, best["few"] - views * few * of_patch)
+    print(
+        f"milliseconds of a patch: published {1e3 * best['one']:.1f} one by one, "
+        f"{1e3 * best['batch']:.1f} in batches of {plan.batch}; exact {1e3 * of_patch:.1f}, and "
+        f"{1e3 * of_views / views:.0f} for each view"
+    )
+    published = total * min(best["one"], best["batch"])
+    return {"exact": published / (of_views + computed * of_patch), "fast": published / best["fast"]}
 
 
-def window_ratios(bench: Bench, rounds: int, epochs: int) -> dict[str, float]:
-    predictor = bench.predictors[False]
-    best = dict.fromkeys(("published", "float32", "bfloat16"), float("inf"))
+def window_ratios(bench: Bench, precisions: Sequence[str]) -> dict[str, float]:
+    predictor, plan = bench.predictors[False], bench.plan
+    best = dict.fromkeys(("published", *precisions), float("inf"))
     scores: dict[str, dict[str, float]] = {}
-    for _ in range(rounds):
+    sampled = plan.published_epochs
+    for _ in range(plan.rounds):
         torch.set_num_threads(available_cores())
-        sampled = min(SAMPLED_EPOCHS, epochs)
-        best["published"] = min(best["published"], bench.published_windows(sampled) * epochs / sampled)
-        for precision in ("float32", "bfloat16"):
-            # a slow precision is sampled too
-            few = epochs if precision == "float32" else sampled
-            seconds, scores[precision] = bench.our_windows(bench.engine(predictor, precision), few)
-            best[precision] = min(best[precision], seconds * epochs / few)
-    _, scores["float32"] = bench.our_windows(bench.engine(predictor, "float32"), sampled)
-    apart = max(abs(scores["float32"][name] - value) for name, value in scores["bfloat16"].items())
-    print(f"scores in bfloat16 differ from float32 by at most {apart:.1e}")
-    return {
-        "image_only": best["published"] / best["float32"],
-        "image_only_bf16": best["published"] / best["bfloat16"],
-    }
+        best["published"] = min(best["published"], bench.published_windows(sampled) * plan.epochs / sampled)
+        for precision in precisions:
+            # A slow precision is sampled too.
+            epochs = plan.epochs if precision == "float32" else SAMPLED_EPOCHS
+            seconds, scores[precision] = bench.our_windows(bench.engine(predictor, precision), epochs)
+            best[precision] = min(best[precision], seconds * plan.epochs / epochs)
+    ratios = {"image_only": best["published"] / best["float32"]}
+    if "bfloat16" in precisions:
+        _, scores["float32"] = bench.our_windows(bench.engine(predictor, "float32"), SAMPLED_EPOCHS)
+        apart = max(abs(scores["float32"][name] - value) for name, value in scores["bfloat16"].items())
+        print(f"scores in bfloat16 differ from float32 by at most {apart:.1e}")
+        ratios["image_only_bf16"] = best["published"] / best["bfloat16"]
+    return ratios
 
 
-def peak(bench: Bench, with_heatmaps: Sequence[bool]) -> float:
+def peak(bench: Bench) -> float:
     """GB that a scan of the exam needs at most, the interpreter and all."""
     highest = 0
-    for heatmaps in with_heatmaps:
+    for heatmaps in (True, False):
         bundle = bench.bundles[heatmaps]
         out = bench.folder / f"peak{int(heatmaps)}"
         command = ["-m", "lobule", "scan", str(bundle), str(bench.manifest), "--out", str(out)]

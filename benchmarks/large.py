@@ -22,7 +22,9 @@ def make(path: Path, side: int) -> None:
 
     from lobule.phantoms.slides import SlidePhantom, write_slide
 
-    phantom = SlidePhantom(7, side, side, 0.25, tissue=0.2, macro=1, micro=1, itc=1, mimics=2)
+    # A slide of 10,000 px a side has no room for a macrometastasis.
+    macro = int(side > 50_000)
+    phantom = SlidePhantom(7, side, side, 0.25, tissue=0.2, macro=macro, micro=1, itc=1, mimics=2)
     write_slide(phantom, path, threads=os.cpu_count())
 
 
