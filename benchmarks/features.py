@@ -18,8 +18,12 @@ torchvision's model unchanged, with no worker or with one worker per core, which
                       seconds of only their models
     token_memory      memory_growth for ViT-S/16 with stored tokens (int8), and its tokens read block by block
 
-The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
-not. The relative difference of the features over all tiles is printed.
+Everything runs with torch. The time of the extraction includes tissue detection and writing the feature file;
+that of the plain loop does not. The relative difference of the features is printed.
+
+`--quick` measures a slide of few tiles and one of more, and compares the differences of their times. So it
+leaves out what a slide takes in addition to its tiles, which is little in the full mode. It does not measure
+memory, nor bfloat16 on a CPU, which take too long. The transformer is measured by `--quick --only KEY`.
 
     python benchmarks/features.py [--quick] [--only KEY]
 """
@@ -27,22 +31,23 @@ not. The relative difference of the features over all tiles is printed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from measure import arguments, machine, peak_bytes, report
-from scan import TimeSpent, batch_rows, compute_all, in_threads, least, opened, read_all, time_spent_by
+from measure import Times, arguments, machine, peak_bytes, report
+from plain_loop import run_plain_loop, tiles_inside
+from scan import TimeSpent, batch_rows, compute_all, in_threads, opened, read_all, time_spent_by
 
 TILE, MPP = 224, 0.5
 
@@ -59,34 +64,52 @@ class NoOutput:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Size of the slides and number of repetitions."""
+class Size:
+    """A generated slide."""
 
     side: int
     tissue: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The slides and number of repetitions."""
+
+    slide: Size
     rounds: int
     workers: tuple[int, ...]
     """Worker counts of the plain loop's DataLoader; the fastest is used."""
-    side_of_transformers: int
-    """Side of the slide for the transformer."""
+    slide_of_transformers: Size
     rounds_of_transformers: int
-    side_of_tokens: int
-    """Side of a slide with more tokens than a block in memory."""
+    slide_of_tokens: Size
+    """A slide with more tokens than a block in memory."""
+    few_tiles: Size | None = None
+    """The slide whose times are subtracted, with `--quick`."""
 
 
 def full() -> Plan:
     from lobule.scanning.device import available_cores
 
-    return Plan(8192, 0.5, 3, (0, available_cores()), 3584, 2, 5120)
+    return Plan(Size(8192, 0.5), 3, (0, available_cores()), Size(3584, 0.5), 2, Size(5120, 0.5))
 
 
-QUICK = Plan(1120, 0.6, 1, (0,), 1120, 1, 1120)
+QUICK = Plan(Size(2368, 0.9), 1, (0,), Size(1728, 0.6), 1, Size(1120, 0.6), Size(992, 0.5))
+"""Slides of 96, 48 and 16 tiles, which fill batches of 8 on two cores."""
 
 
-def paint_slide(path: Path, side: int, tissue: float) -> None:
+def slide_in(folder: Path, size: Size) -> Path:
+    """The path of a slide, which is generated unless it exists."""
+    path = folder / f"{size.side}-{size.tissue}.tif"
+    if not path.exists():
+        paint_slide(path, size.side, size.tissue)
+    return path
+
+
+def paint_slide(path: Path, width: int, tissue: float, height: int | None = None) -> None:
     from lobule.phantoms.slides import SlidePhantom, write_slide
 
-    write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=tissue, sections=1), path)
+    height = height or width
+    write_slide(SlidePhantom(seed=13, width=width, height=height, mpp=MPP, tissue=tissue, sections=1), path)
 
 
 CNN, VIT = "resnet18", "kaiko-vits16"
@@ -94,19 +117,19 @@ CNN, VIT = "resnet18", "kaiko-vits16"
 
 
 def make_encoder(name: str = CNN) -> Any:
-    """An encoder with seeded random weights; the timing does not depend on the weights."""
+    """A new copy of an encoder with seeded random weights; the timing does not depend on the weights."""
+    return copy.deepcopy(random_encoder(name))
+
+
+@cache
+def random_encoder(name: str) -> Any:
     from lobule.encoders.load import open_encoder
 
     return open_encoder(name, "random")
 
 
 def time_extraction(
-    slide: Path,
-    out: Path,
-    precision: str,
-    names: Sequence[str] = (CNN,),
-    tokens: Any = "none",
-    channels_last: bool | None = None,
+    slide: Path, out: Path, precision: str, names: Sequence[str] = (CNN,), tokens: Any = "none"
 ) -> float:
     """Seconds of extracting one case, from opening the slide to the written features."""
     from lobule.cohort import Case, Cohort
@@ -117,11 +140,21 @@ def time_extraction(
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
     extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False, tokens=tokens)
     encoders = [make_encoder(name) for name in names]
-    fixed_machine = Machine(precision=precision, channels_last=channels_last)
+    fixed_machine = Machine(runtime="torch", precision=precision, channels_last=True)
     scan_report = extract(encoders, cohort, out, extraction, machine=fixed_machine)
     if scan_report.counts != {"complete": 1}:
         raise RuntimeError(f"the extraction ended with {scan_report.counts}: {scan_report.failed}")
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
+
+
+def warm_up(folder: Path, plan: Plan, name: str) -> None:
+    """Extract once from the smallest slide, because the first use takes longer."""
+    time_extraction(
+        slide_in(folder, plan.few_tiles or plan.slide_of_transformers),
+        folder / f"first-{name}",
+        "float32",
+        (name,),
+    )
 
 
 def read_features(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -130,47 +163,6 @@ def read_features(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
     file = open_features(out).find(Case("slide", "patient", "slide", None))
     return file.l0_coords(), file.read(slice(0, file.count))
-
-
-class PlainTiles:
-    """The usual implementation: a dataset in which each item is one call of `read_region`."""
-
-    def __init__(self, slide: str, corners: NDArray[np.int64]) -> None:
-        self.slide, self.corners = slide, corners
-        self._opened: Any = None
-
-    def __len__(self) -> int:
-        return len(self.corners)
-
-    def __getitem__(self, index: int) -> Any:
-        import openslide
-        import torch
-
-        self._opened = self._opened or openslide.OpenSlide(self.slide)
-        x, y = (int(value) for value in self.corners[index])
-        pixels = np.asarray(self._opened.read_region((x, y), 0, (TILE, TILE)).convert("RGB"))
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        return (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
-def run_plain_loop(
-    slide: Path, corners: NDArray[np.int64], workers: int
-) -> tuple[float, NDArray[np.float32]]:
-    """Run the plain loop; return its seconds and features."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    model = make_encoder().net
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    dataset: Any = PlainTiles(str(slide), corners)
-    began = time.perf_counter()
-    rows = []
-    with torch.inference_mode():
-        for images in DataLoader(dataset, batch_size=32, num_workers=workers):
-            rows.append(model(images.to(device)).cpu().numpy())
-    return time.perf_counter() - began, np.concatenate(rows)
 
 
 def times_alone(
@@ -214,7 +206,10 @@ def engine_of(out: Path) -> Any:
 
 
 def network_seconds(engine: Any, name: str, tiles: int) -> float:
-    """Seconds of only the network of an encoder on as many scaled tiles, in the faster of two ways."""
+    """Seconds of only the network of an encoder on as many scaled tiles, in the faster of two ways.
+
+    Which of the two is faster is found out with a few of the tiles.
+    """
     import torch
 
     network = make_encoder(name).for_inference().to(engine.device)
@@ -223,7 +218,7 @@ def network_seconds(engine: Any, name: str, tiles: int) -> float:
     full_batches, rest = divmod(tiles, engine.batch)
     sizes = [engine.batch] * full_batches + [rest] * (rest > 0)
 
-    def seconds(replicas: int) -> float:
+    def seconds(replicas: int, sizes: Sequence[int]) -> float:
         waiting = deque(sizes)
 
         def replica() -> None:
@@ -234,30 +229,41 @@ def network_seconds(engine: Any, name: str, tiles: int) -> float:
 
         return time_spent_by(lambda: in_threads(replicas, replica)).wall
 
-    return min(seconds(1), seconds(engine.replicas))
+    few = sizes[: 2 * engine.replicas]
+    return seconds(min((1, engine.replicas), key=lambda replicas: seconds(replicas, few)), sizes)
 
 
-def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
-    """Compare ViT-S/16, and both encoders in one pass, with only their models; the best of the rounds."""
-    alone: dict[str, list[float]] = {CNN: [], VIT: []}
-    walls: dict[str, list[float]] = {"vit": [], "both": []}
-    network = []
-    for repeat in range(plan.rounds_of_transformers):
+def transformer_times(slide: Path, folder: Path, rounds: int) -> Times:
+    """Measure ViT-S/16, both encoders in one pass, and only their models."""
+    times = Times()
+    for repeat in range(rounds):
         for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
-            out = folder / f"{kind}-{repeat}"
-            walls[kind].append(time_extraction(slide, out, "float32", names))
-        engine = engine_of(folder / f"vit-{repeat}")
-        tiles = len(read_features(folder / f"vit-{repeat}")[0])
-        network.append(network_seconds(engine, VIT, tiles))
+            out = folder / f"{slide.stem}-{kind}-{repeat}"
+            times.add(kind, time_extraction(slide, out, "float32", names))
+        engine = engine_of(folder / f"{slide.stem}-vit-{repeat}")
+        times.count = len(read_features(folder / f"{slide.stem}-vit-{repeat}")[0])
+        times.add("network", network_seconds(engine, VIT, times.count))
         for name in (CNN, VIT):
-            alone[name].append(times_alone(slide, engine, tiles, name)[1].wall)
+            times.add(name, times_alone(slide, engine, times.count, name)[1].wall)
+    return times
+
+
+def transformer_ratios(folder: Path, plan: Plan) -> dict[str, float]:
+    """Compare ViT-S/16, and both encoders in one pass, with only their models."""
+    times = transformer_times(
+        slide_in(folder, plan.slide_of_transformers), folder, plan.rounds_of_transformers
+    )
+    if plan.few_tiles is not None:
+        times = times.without(transformer_times(slide_in(folder, plan.few_tiles), folder, 1))
+    seconds = times.seconds
     print(
-        f"{tiles} tiles in seconds: ViT-S/16 {min(walls['vit']):.2f}, its network alone {min(network):.2f}, "
-        f"its model {min(alone[VIT]):.2f}; both {min(walls['both']):.2f}, ResNet-18 {min(alone[CNN]):.2f}"
+        f"{times.count} tiles in seconds: ViT-S/16 {seconds['vit']:.2f}, its network alone "
+        f"{seconds['network']:.2f}, its model {seconds[VIT]:.2f}; both {seconds['both']:.2f}, "
+        f"ResNet-18 {seconds[CNN]:.2f}"
     )
     return {
-        "vit_of_bare_model": min(network) / min(walls["vit"]),
-        "two_in_one_pass": min(walls["both"]) / (min(alone[CNN]) + min(alone[VIT])),
+        "vit_of_bare_model": seconds["network"] / seconds["vit"],
+        "two_in_one_pass": seconds["both"] / (seconds[CNN] + seconds[VIT]),
     }
 
 
@@ -266,7 +272,7 @@ def extract_and_read_tokens(slide: Path, out: Path) -> None:
     from lobule.cohort import Case
     from lobule.features import open_features
 
-    time_extraction(slide, out, "float32", (VIT,), "int8", channels_last=True)
+    time_extraction(slide, out, "float32", (VIT,), "int8")
     tokens = open_features(out).find_tokens(Case("slide", "patient", "slide", None))
     total = sum(float(block.sum()) for _, block in tokens.blocks())
     print(f"{tokens.count} tiles with tokens, mean {total / max(1, tokens.count):.3g}")
@@ -276,55 +282,59 @@ def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) ->
     return float(np.linalg.norm(features - reference) / np.linalg.norm(reference))
 
 
-def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+def cnn_times(slide: Path, folder: Path, plan: Plan, rounds: int, precisions: Sequence[str]) -> Times:
+    """Measure the extraction with ResNet-18, its parts alone, and the plain loop."""
+    times, features = Times(), dict[str, Any]()
+    for repeat in range(rounds):
+        for precision in precisions:
+            out = folder / f"{slide.stem}-{precision}-{repeat}"
+            times.add(precision, time_extraction(slide, out, precision))
+            corners, features[precision] = read_features(out)
+        times.count = len(corners)
+        engine = engine_of(folder / f"{slide.stem}-float32-{repeat}")
+        for name, spent in zip(("read", "model"), times_alone(slide, engine, times.count), strict=True):
+            times.add(name, spent.wall)
+            times.add(f"{name}_cpu", spent.cpu)
+        for workers in plan.workers:
+            seconds, features["plain"] = run_plain_loop(make_encoder().net, slide, corners, TILE, workers)
+            times.add("plain", seconds)
+    inside = tiles_inside(slide, corners, TILE)
+    for kind in {"plain", *features} - {"float32"}:
+        apart = difference(features["float32"][inside], features[kind][inside])
+        print(f"features of {inside.sum()} tiles, float32 against {kind}: {apart:.1e}")
+    return times
+
+
+def cnn_ratios(folder: Path, plan: Plan) -> dict[str, float]:
+    """Compare the extraction with ResNet-18 with its parts alone and with the plain loop."""
     from lobule.scanning.device import available_cores, choose_device
 
     device, cores = choose_device(), available_cores()
-    wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
-    read_times, model_times = [], []
-    features: dict[str, Any] = {}
-    for repeat in range(plan.rounds):
-        for precision in ("float32", "bfloat16"):
-            out = folder / f"{precision}-{repeat}"
-            wall_times[precision].append(time_extraction(slide, out, precision))
-            corners, features[precision] = read_features(out)
-        engine = engine_of(folder / f"float32-{repeat}")
-        read, model = times_alone(slide, engine, len(corners))
-        read_times.append(read)
-        model_times.append(model)
-        for workers in plan.workers:
-            seconds, features["plain"] = run_plain_loop(slide, corners, workers)
-            wall_times["plain"].append(seconds)
-    wall, read, model = min(wall_times["float32"]), least(read_times), least(model_times)
-    expected_wall = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
-    print(f"{len(corners)} tiles on {device}; reading is {read.cpu / (read.cpu + model.cpu):.1%} of the CPU")
-    print(
-        f"features, float32 against the plain loop: {difference(features['float32'], features['plain']):.1e}"
-    )
-    print(f"features, bfloat16 against float32: {difference(features['bfloat16'], features['float32']):.1e}")
-    return {
+    precisions = ("float32",) if plan is QUICK and device == "cpu" else ("float32", "bfloat16")
+    times = cnn_times(slide_in(folder, plan.slide), folder, plan, plan.rounds, precisions)
+    if plan.few_tiles is not None:
+        times = times.without(cnn_times(slide_in(folder, plan.few_tiles), folder, plan, 1, precisions))
+    seconds, wall = times.seconds, times.seconds["float32"]
+    cpu = seconds["read_cpu"] + seconds["model_cpu"]
+    expected_wall = cpu / cores if device == "cpu" else max(seconds["read"], seconds["model"])
+    print(f"{times.count} tiles on {device}; reading is {seconds['read_cpu'] / cpu:.1%} of the CPU")
+    ratios = {
         "efficiency": expected_wall / wall,
-        "of_bare_model": model.wall / wall,
-        "over_plain_fp32": min(wall_times["plain"]) / wall,
-        "over_plain_bf16": min(wall_times["plain"]) / min(wall_times["bfloat16"]),
+        "of_bare_model": seconds["model"] / wall,
+        "over_plain_fp32": seconds["plain"] / wall,
     }
+    if "bfloat16" in precisions:
+        ratios["over_plain_bf16"] = seconds["plain"] / seconds["bfloat16"]
+    return ratios
 
 
 def memory_ratio(folder: Path, plan: Plan, key: str) -> float:
-    """Peak memory for a slide of four times the area, over that for the usual one.
-
-    With --quick, the large slide has the same amount of tissue, otherwise four times as much.
-    """
-    side = plan.side_of_tokens if key == "token_memory" else plan.side
-    slides = {side: plan.tissue, 2 * side: plan.tissue / (4 if plan is QUICK else 1)}
-    commands = []
-    for side, tissue in slides.items():
-        path = folder / f"{side}.tif"
-        if not path.exists():
-            paint_slide(path, side, tissue)
-        commands.append([__file__, MEMORY[key], str(path), str(folder / f"{key}-{side}")])
-    with ThreadPoolExecutor(2 if plan is QUICK else 1) as pool:
-        peaks = list(pool.map(peak_bytes, commands))
+    """Peak memory for a slide of four times the area and tissue, over that for the usual one."""
+    small = plan.slide_of_tokens if key == "token_memory" else plan.slide
+    peaks = []
+    for size in (small, Size(2 * small.side, small.tissue)):
+        path = slide_in(folder, size)
+        peaks.append(peak_bytes([__file__, MEMORY[key], str(path), str(folder / f"{key}-{size.side}")]))
     print(f"{key}: peaks of {peaks[0] / 1e6:.0f} and {peaks[1] / 1e6:.0f} MB")
     return peaks[1] / peaks[0]
 
@@ -332,14 +342,15 @@ def memory_ratio(folder: Path, plan: Plan, key: str) -> float:
 MEMORY = {"memory_growth": "--extract", "token_memory": "--tokens"}
 """The ratios of memory, and the option of a child process that does the work."""
 TRANSFORMERS = ("vit_of_bare_model", "two_in_one_pass")
-KEYS = ("efficiency", "of_bare_model", "over_plain_fp32", "over_plain_bf16", *TRANSFORMERS, *MEMORY)
+QUICK_KEYS = ("efficiency", "of_bare_model", "over_plain_fp32")
+KEYS = (*QUICK_KEYS, "over_plain_bf16", *TRANSFORMERS, *MEMORY)
 
 
 def run_child(option: str, slide: Path, out: Path) -> None:
     if option == MEMORY["token_memory"]:
         extract_and_read_tokens(slide, out)
     else:
-        time_extraction(slide, out, "float32", channels_last=True)
+        time_extraction(slide, out, "float32")
 
 
 def main() -> None:
@@ -348,17 +359,21 @@ def main() -> None:
         return
     options = arguments(__doc__ or "", keys=KEYS)
     plan, keys = QUICK if options.quick else full(), (options.only,) if options.only else KEYS
+    measured = [key for key in keys if key in QUICK_KEYS or options.only] if options.quick else keys
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary_folder:
         folder = Path(temporary_folder)
-        for side in {plan.side, plan.side_of_transformers}:
-            paint_slide(folder / f"{side}.tif", side, plan.tissue)
-        if set(keys) & {*KEYS} - {*TRANSFORMERS, *MEMORY}:
-            ratios |= measure_ratios(folder / f"{plan.side}.tif", folder, plan)
-        if set(keys) & set(TRANSFORMERS):
-            ratios |= transformer_ratios(folder / f"{plan.side_of_transformers}.tif", folder, plan)
+        if set(measured) - {*TRANSFORMERS, *MEMORY}:
+            warm_up(folder, plan, CNN)
+            ratios |= cnn_ratios(folder, plan)
+        if set(measured) & set(TRANSFORMERS):
+            warm_up(folder, plan, VIT)
+            ratios |= transformer_ratios(folder, plan)
         print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
-        ratios |= {key: memory_ratio(folder, plan, key) for key in keys if key in MEMORY}
+        if not options.quick:
+            ratios |= {key: memory_ratio(folder, plan, key) for key in keys if key in MEMORY}
+    if missing := [key for key in keys if key not in ratios]:
+        print(f"Not measured with --quick: {', '.join(missing)}")
     print(machine())
     report("features", ratios)
 

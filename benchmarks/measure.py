@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 def arguments(description: str, work: str | None = None, keys: Collection[str] = ()) -> argparse.Namespace:
@@ -26,6 +27,23 @@ def arguments(description: str, work: str | None = None, keys: Collection[str] =
     if keys:
         parser.add_argument("--only", choices=list(keys), metavar="KEY", help=f"one of {', '.join(keys)}")
     return parser.parse_args()
+
+
+@dataclass
+class Times:
+    """Seconds that several tasks took for the same number of items, each the best of its rounds."""
+
+    count: int = 0
+    """Number of items."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, task: str, seconds: float) -> None:
+        self.seconds[task] = min(seconds, self.seconds.get(task, seconds))
+
+    def without(self, fewer: Times) -> Times:
+        """What the additional items took, without what every task takes once."""
+        difference = {task: seconds - fewer.seconds[task] for task, seconds in self.seconds.items()}
+        return Times(self.count - fewer.count, difference)
 
 
 def side_by_side(tasks: Mapping[str, Callable[[int], None]], pieces: int, rounds: int) -> dict[str, float]:
