@@ -17,7 +17,7 @@ from lobule.results.runs import FAILED_RUN, INTERRUPTED, RUNNING, SILENT, read_r
 from lobule.results.status import ScanStatus, StatusReader, cause_of
 from lobule.scanning import run_record
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps
-from lobule.scanning.run_record import options_of_run
+from lobule.scanning.run_repeat import options_of_run
 from lobule.scanning.scan import Machine, scan
 from tests.scanning.support import (
     BUNDLE,
@@ -230,8 +230,8 @@ def test_a_run_is_not_repeated_with_another_cohort_bundle_or_options(cohort: Coh
         run_scan(Cohort(cohort.cases[1:]), tmp_path / "s", repeat=run)
     with pytest.raises(ConfigError, match="options differ"):
         run_scan(cohort, tmp_path / "s", repeat=run, options=ScanOptions())
-    with pytest.raises(ConfigError, match="options differ"):
-        options_of_run(run, ScanOptions(stride=3))
+    with pytest.raises(ConfigError, match=r"options differ.*Found stride 3\."):
+        options_of_run(run, ScanOptions(stride=3, tissue=None))
     with pytest.raises(ConfigError, match="bundle differs"):
         scan(
             MeanPredictor(),
@@ -255,10 +255,35 @@ def test_repeating_a_run_with_changed_files_gives_a_warning(
     assert "input files differ" in caplog.text
 
 
+def test_a_shard_is_repeated_as_the_same_shard_or_with_a_warning(
+    cohort: Cohort, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_scan(cohort, tmp_path / "r", shard=(1, 2))
+    run = read_runs(tmp_path / "r")[0]
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        run_scan(cohort, tmp_path / "same", repeat=run, shard=(1, 2))
+        assert not caplog.messages
+        run_scan(cohort, tmp_path / "all", repeat=run)
+    assert caplog.messages == ["The run to repeat scanned shard 1/2; add --shard 1/2 to scan the same cases"]
+
+
+def test_a_run_is_not_repeated_into_results_with_other_engine_settings(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    run_scan(cohort, tmp_path / "r")
+    run_scan(cohort, tmp_path / "other", OtherMachine())
+    run = read_runs(tmp_path / "r")[0]
+    with pytest.raises(ResultsError, match=r"other engine settings.*Found.*cells 2"):
+        run_scan(cohort, tmp_path / "other", repeat=run)
+    run_scan(cohort, tmp_path / "r", repeat=run)
+
+
 def test_a_file_that_is_not_a_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ResultsError, match="not the record of a run"):
         read_run(tmp_path / "run.json")
+    with pytest.raises(ResultsError, match=r"this is a folder.*Found .*run\.json"):
+        read_run(tmp_path)
 
 
 def test_a_fresh_scan_deletes_the_records(cohort: Cohort, tmp_path: Path) -> None:

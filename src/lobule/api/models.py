@@ -188,7 +188,8 @@ def scan(
     from lobule.results.runs import read_run
     from lobule.results.store import results_at
     from lobule.scanning.contract import ScanOptions
-    from lobule.scanning.run_record import options_of_run, origin_of
+    from lobule.scanning.run_record import origin_of
+    from lobule.scanning.run_repeat import options_of_run
     from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
 

@@ -17,7 +17,7 @@ from lobule.cluster.session import ClusterOptions, WorkerResources, ray_session,
 from lobule.cluster.worker import SHARE, CaseOutcome, CaseWorker, PredictorSource, ScanJob, WorkerState
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError
-from lobule.results.folder import Results, begin_results, record_engine, write_summary
+from lobule.results.folder import Results, begin_results, write_summary
 from lobule.results.locks import lock_folder, wait_for_workers
 from lobule.results.result import FAILED
 from lobule.results.runs import Run
@@ -27,8 +27,9 @@ from lobule.scanning.case_results import write_result
 from lobule.scanning.cases import MAX_STARTED_CASES, Progress
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.engine import Machine, options_to_dict
-from lobule.scanning.run_record import RunRecord, require_same_run, run_metadata
-from lobule.scanning.scan import ScanReport, report_of, warn_about_other_inputs
+from lobule.scanning.run_record import RunRecord, run_metadata
+from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs
+from lobule.scanning.scan import ScanReport, report_of
 from lobule.scanning.shards import check_cases
 
 log = logging.getLogger("lobule.scan")
@@ -96,8 +97,8 @@ def scan_on_ray(
             "lobule": __version__,
         }
         results = begin_results(root, settings, fresh=fresh)
-        if repeat is not None and "engine" not in results.settings:
-            record_engine(results, repeat.data.get("engine") or {})
+        if repeat is not None:
+            use_engine_of(repeat, results)
         if store is not None:
             store.publish_settings()
             cluster = replace(cluster, divided_bytes=sys.maxsize)  # Shares would need a common folder.
@@ -121,7 +122,7 @@ def scan_on_ray(
         rows = write_summary(results)
         if store is not None:
             store.publish_summary()
-    warn_about_other_inputs(repeat, progress)
+    warn_about_other_inputs(repeat, progress, None)
     return report_of(results.path, rows, cases, progress)
 
 

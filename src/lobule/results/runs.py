@@ -81,6 +81,14 @@ def read_run(path: str | Path) -> Run:
     Raises:
         ResultsError: The file is not the record of a run.
     """
+    if (folder := Path(path)).is_dir():
+        records = [*folder.glob(RECORD), *sorted(folder.glob(f"{RUNS}/*/{RECORD}"))[-3:]]
+        raise ResultsError(
+            "this is a folder, not the record of a run",
+            subject=path,
+            expected=f"{RUNS}/RUN/{RECORD} of a results folder",
+            actual=", ".join(map(str, records)) or "no records",
+        )
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != RUN_FORMAT or not isinstance(data.get("run"), str):
         raise ResultsError(

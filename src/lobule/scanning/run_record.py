@@ -20,7 +20,6 @@ from typing import Any
 
 from lobule import __version__
 from lobule.cohort import Case
-from lobule.errors import ConfigError, ResultsError
 from lobule.results.runs import (
     BEAT_S,
     FAILED_RUN,
@@ -30,15 +29,13 @@ from lobule.results.runs import (
     RUN_FORMAT,
     RUNNING,
     RUNS,
-    Run,
     new_run_name,
 )
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.contract import EngineSettings
 from lobule.scanning.form_cache import device_model, processor_model
 from lobule.scanning.pipeline import Stopped
 from lobule.settings import flattened
-from lobule.tissue import TissueConfig
 
 log = logging.getLogger("lobule.scan")
 
@@ -161,6 +158,7 @@ def run_metadata(
     return {
         "began": time.time(),
         "command": sys.argv,
+        "folder": str(Path.cwd()),
         "shard": None if shard is None else list(shard),
         "hosts": [platform.node()],
         "machine": {
@@ -173,7 +171,7 @@ def run_metadata(
             "replicas": engine.replicas,
             "max_ram": max_ram,
         },
-        "versions": {"lobule": __version__, "python": platform.python_version(), **_library_versions()},
+        "versions": {"lobule": __version__, "python": platform.python_version(), **library_versions()},
         "bundle": settings.get("bundle", {}),
         "options": settings.get("options", {}),
         "engine": engine.deciding(),
@@ -191,7 +189,8 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _library_versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of `LIBRARIES`."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -216,61 +215,6 @@ def inputs_digest(inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(
         "\n".join(f"{name}\0{inputs[name]}" for name in sorted(inputs)).encode()
     ).hexdigest()
-
-
-def require_same_run(
-    run: Run, bundle: Mapping[str, Any], options: Mapping[str, Any], cases: Sequence[Case]
-) -> None:
-    """Refuse to repeat a run with another bundle, other options or other cases.
-
-    Raises:
-        ConfigError: The bundle, the options or the cases differ from those of the run.
-    """
-    for name, recorded, current in (
-        ("bundle", (run.data.get("bundle") or {}).get("fingerprint"), bundle.get("fingerprint")),
-        ("options", run.data.get("options"), json.loads(json.dumps(options))),
-        ("cohort", (run.data.get("cohort") or {}).get("sha256"), cases_digest(cases)),
-    ):
-        if recorded != current:
-            raise ConfigError(
-                f"the {name} differs from the {name} of the run to repeat",
-                subject=run.name,
-                expected=str(recorded)[:300],
-                actual=str(current)[:300],
-                remedy=f"Pass the {name} that the run used",
-            )
-    versions = {"lobule": __version__, **_library_versions()}
-    recorded_versions = run.data.get("versions") or {}
-    different = [name for name in versions if recorded_versions.get(name, versions[name]) != versions[name]]
-    if different:
-        log.warning(
-            "The run to repeat used other versions of %s; the last bits of scores may differ",
-            ", ".join(f"{name} ({recorded_versions[name]}, now {versions[name]})" for name in different),
-        )
-
-
-def options_of_run(run: Run, requested: ScanOptions) -> ScanOptions:
-    """Return the options of an earlier run.
-
-    Raises:
-        ConfigError: The user requests other options than the defaults and than those of the run.
-        ResultsError: The record of the run is damaged.
-    """
-    try:
-        values = dict(run.data["options"])
-        tissue = None if values.pop("tissue") is None else TissueConfig(**run.data["options"]["tissue"])
-        recorded = ScanOptions(tissue=tissue, **values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError("the record of a run is damaged", subject=run.name, actual=repr(error)) from error
-    if requested not in (ScanOptions(), recorded):
-        raise ConfigError(
-            "the options differ from those of the run to repeat",
-            subject=run.name,
-            expected=str(recorded)[:500],
-            actual=str(requested)[:500],
-            remedy="Remove the options; they are those of the run",
-        )
-    return recorded
 
 
 def origin_of(bundle_path: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lobule import __version__
 from lobule.allocator import return_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
-from lobule.results.folder import begin_results, record_engine, write_summary
+from lobule.results.folder import begin_results, write_summary
 from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
@@ -25,7 +25,8 @@ from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.engine import Machine, choose_engine, options_to_dict
 from lobule.scanning.pipeline import Counters
-from lobule.scanning.run_record import RunRecord, cases_digest, inputs_digest, require_same_run, run_metadata
+from lobule.scanning.run_record import RunRecord, cases_digest, run_metadata
+from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs
 from lobule.scanning.shards import check_cases, check_shard, shard_of, work_of
 from lobule.scanning.tissue_fields import first_fields
 
@@ -126,8 +127,8 @@ def scan(
         }
         with lock_settings(Path(out), shard):  # Only one shard at a time reads and writes `scan.json`.
             results = begin_results(out, settings, fresh=fresh)
-            if repeat is not None and "engine" not in results.settings:
-                record_engine(results, repeat.data.get("engine") or {})
+            if repeat is not None:
+                use_engine_of(repeat, results)
             cards = Cards(predictor.model)
             engine = choose_engine(
                 cards, results, options, machine, progress, str(int8_folder or ""),
@@ -156,15 +157,8 @@ def scan(
                     store.publish_summary()
         finally:
             return_freed_memory()
-    warn_about_other_inputs(repeat, progress)
+    warn_about_other_inputs(repeat, progress, shard)
     return report_of(results.path, rows, cases, progress)
-
-
-def warn_about_other_inputs(repeat: Run | None, progress: Progress) -> None:
-    """Warn if the input files of a repeated run are no longer the same."""
-    recorded = None if repeat is None else repeat.data.get("inputs_sha256")
-    if recorded is not None and recorded != inputs_digest(progress.inputs):
-        log.warning("The input files differ from those of the run to repeat, so results may differ")
 
 
 def report_of(
