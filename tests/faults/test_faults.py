@@ -70,7 +70,11 @@ def test_second_scan_of_the_same_folder_is_refused(slide: Path, tmp_path: Path) 
 
 
 def test_shards_share_a_folder_and_exclude_a_full_scan(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "r"):
+        pass
     with lock_folder(tmp_path / "r", (1, 2)), lock_folder(tmp_path / "r", (2, 2)):
+        with pytest.raises(ResultsError, match="another scan is writing"), lock_folder(tmp_path / "r"):
+            pass  # Several processes have the lock, so the message names none of them, and no earlier one.
         with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r"):
             pass
         with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r", (2, 2)):
@@ -135,3 +139,16 @@ def test_signals_end_the_command_and_a_rerun_completes_it(sent: signal.Signals, 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert describe(out)[0]["counts"] == {"complete": 1}
+
+
+def test_a_file_system_without_locks_is_not_reported_as_another_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResultsError, match=r"cannot lock files \(No locks"), lock_folder(tmp_path / "r"):
+        pass

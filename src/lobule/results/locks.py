@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lobule.errors import ResultsError
@@ -125,12 +127,15 @@ def _locked(path: Path, shared: bool) -> Iterator[None]:
                 subject=path.parent,
                 remedy="Wait until it ends, or use another results folder",
             )
-        if not shared:
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()}")
-            file.flush()
+        _write_owner(file, "" if shared else f"process {os.getpid()} on {platform.node()}")
         yield
+
+
+def _write_owner(file: io.TextIOWrapper, owner: str) -> None:
+    """Write who has a lock into its file. Several processes may share a lock, which then names none."""
+    with suppress(OSError):  # The text is only for messages; a full disk is reported by the first result.
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), owner.encode())
 
 
 def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
@@ -140,6 +145,12 @@ def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
         return True
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise ResultsError(
+            f"the file system cannot lock files ({error.strerror})",
+            subject=file.name,
+            remedy="Mount it with locks that work between machines, or use another results folder",
+        ) from error
     return True
