@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 
 from lobule.api.runners import require_ray_options
 from lobule.bundles import read_bundle
-from lobule.cluster.session import ClusterOptions, worker_resources
+from lobule.cluster.session import ClusterOptions, local_cpus, require_answer, worker_resources
 from lobule.cluster.sources import BundleSource
 from lobule.cluster.worker import CaseWorker, ScanJob
 from lobule.cohort import Cohort
@@ -99,6 +100,24 @@ def test_resources_of_workers() -> None:
         worker_resources(cluster_of(8, 8), ClusterOptions(workers=1, worker_cpus=9))
     with pytest.raises(ConfigError, match="no CPU cores"):
         worker_resources(cluster_of(0), ClusterOptions())
+
+
+def test_a_local_ray_has_no_more_cores_for_one_worker_than_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lobule.scanning.device.available_cores", lambda: 4)
+    assert local_cpus(ClusterOptions()) == 4
+    assert local_cpus(ClusterOptions(workers=3, worker_cpus=2)) == 6
+    assert local_cpus(ClusterOptions(workers=1, worker_cpus=64)) == 4, "no node has enough cores for it"
+
+
+def test_an_address_without_a_cluster_is_refused_without_waiting() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # The port is reserved, and nothing listens on it.
+        with pytest.raises(OSError, match="refused"):
+            require_answer(f"127.0.0.1:{unused.getsockname()[1]}")
+    for address in ("", "auto", "local", "ray://head:10001"):
+        require_answer(address)
 
 
 def test_options_of_another_runner_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from lobule.errors import ConfigError, MissingExtra
 
 OBJECT_STORE_BYTES = 128 << 20
 """Memory of a local Ray for objects. Tasks carry paths instead of pixels, so little is needed."""
+
+ANSWER_S = 10.0
+"""Time in which a cluster must accept a connection."""
 
 PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,21 +89,30 @@ def _connect(ray: Any, options: ClusterOptions) -> None:
         settings |= {
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "num_cpus": _local_cpus(options),
+            "num_cpus": local_cpus(options),
             # Without it, Ray looks for the address of this machine in the network.
             "_node_ip_address": "127.0.0.1",
         }
     try:
+        require_answer(options.address or "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=options.address or "local", **settings)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             "cannot connect to Ray",
             subject=options.address or "this machine",
             actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
             remedy="Start one with `ray start --head --disable-usage-stats`, or leave --address out",
         ) from error
+
+
+def require_answer(address: str) -> None:
+    """Raise `OSError` if no program listens at HOST:PORT. Ray itself would wait for several minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
+            return
 
 
 @contextmanager
@@ -127,11 +140,14 @@ def _without_cloud_requests(ray: Any) -> Iterator[None]:
             services.start_ray_process = start_process
 
 
-def _local_cpus(options: ClusterOptions) -> int:
-    """Return the cores that a local Ray may give to workers: at least as many as were requested."""
+def local_cpus(options: ClusterOptions) -> int:
+    """Return the cores that a local Ray may give to workers: at least one worker has its cores."""
     from lobule.scanning.device import available_cores
 
-    return max(available_cores(), (options.workers or 1) * (options.worker_cpus or 1))
+    cores, worker_cpus = available_cores(), options.worker_cpus or 1
+    if worker_cpus > cores:
+        return cores  # `worker_resources` refuses such a worker.
+    return max(cores, (options.workers or 1) * worker_cpus)
 
 
 def worker_resources(ray: Any, options: ClusterOptions) -> WorkerResources:
