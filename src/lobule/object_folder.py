@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from lobule.errors import MissingExtra, NotReadable, UsageError
-from lobule.object_stores import SCHEMES, repeated, store_of
+from lobule.object_stores import SCHEMES, repeated, split_url, store_of
 
 READ_ONLY = ("http", "https")
 """Schemes of servers that neither list nor store objects."""
@@ -45,8 +45,8 @@ class ObjectFolder:
         if find_spec("obstore") is None:
             raise MissingExtra("remote", url)
         self.url = url.rstrip("/")
-        self._root = f"{pieces.scheme}://{pieces.netloc}"
-        self._prefix = unquote(pieces.path).strip("/")
+        self._root, path = split_url(url)
+        self._prefix = path.strip("/")
 
     @property
     def is_read_only(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from lobule.dicomweb import is_dicomweb_url
-from lobule.errors import LobuleError, NotReadable, ResultsError
+from lobule.errors import LobuleError, NotReadable, ResultsError, UsageError
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "abfs", "abfss", "http", "https")
 ATTEMPTS = 4
@@ -41,6 +41,28 @@ def is_object_url(url: str) -> bool:
     """Whether a URL is read with ranges of an object store, which needs the extra `remote`."""
     is_object = url.partition("://")[0].lower() in SCHEMES and not is_dicomweb_url(url)
     return is_object and find_spec("obstore") is not None
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Split the URL of an object into that of its bucket, container or server, and the name of the object.
+
+    Raises:
+        UsageError: The URL contains a password, a query or a fragment.
+    """
+    pieces = urlsplit(url)
+    if pieces.password is not None:
+        raise UsageError(
+            "the URL contains a password, which results would record",
+            subject=url.replace(f":{pieces.password}@", ":***@"),
+            remedy="Use the environment variables of the store for credentials",
+        )
+    if pieces.query or pieces.fragment:
+        raise UsageError(
+            "the URL of an object must not contain '?' or '#'",
+            subject=url.partition("?")[0],
+            remedy="In names, write %3F for '?' and %23 for '#'. Signed URLs are not supported",
+        )
+    return f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
 
 
 @lru_cache(maxsize=256)
@@ -67,8 +89,7 @@ def urls_under(prefix: str) -> dict[str, str]:
     import obstore
     from obstore.exceptions import BaseError
 
-    pieces = urlsplit(prefix)
-    root, folder = f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
+    root, folder = split_url(prefix)
     try:
         paths = [item["path"] for batch in obstore.list(store_of(root), folder) for item in batch]
     except (OSError, BaseError) as error:
@@ -93,8 +114,7 @@ class ObjectRanges:
         import obstore
 
         self.url = url
-        pieces = urlsplit(url)
-        self._root, self._path = f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
+        self._root, self._path = split_url(url)
         self.requests = self.bytes_read = 0
         self._lock = threading.Lock()
         metadata = self._repeated(lambda: obstore.head(store_of(self._root), self._path))

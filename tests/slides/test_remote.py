@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lobule import object_stores
 from lobule.cohort import Case, Cohort
-from lobule.errors import NotReadable
+from lobule.errors import NotReadable, UsageError
 from lobule.files import open_url
 from lobule.geometry import Box
 from lobule.scanning.scan import scan
@@ -266,3 +266,13 @@ def test_addresses_of_object_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(map(object_stores.is_object_url, ("memory://a", "/local/a.tif", "file:///a")))
     monkeypatch.setattr(object_stores, "find_spec", lambda name: None)
     assert not object_stores.is_object_url("s3://bucket/a.tif")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.svs?sig=1", "s3://bucket/a#1.svs", "https://me:pw1@host/a.svs"]
+)
+def test_addresses_that_would_name_another_object_or_a_password_are_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="the URL") as refused:
+        object_stores.ObjectRanges(url)
+    assert "pw1" not in str(refused.value)
+    assert object_stores.split_url("s3://bucket/a%231%3F.svs") == ("s3://bucket", "a#1?.svs")
