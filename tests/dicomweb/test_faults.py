@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -14,7 +16,7 @@ from lobule.cohort import Case, Cohort, read_cohort, write_cohort
 from lobule.dicomweb import is_dicomweb_url, parse_url
 from lobule.dicomweb import server as server_module
 from lobule.dicomweb.archive import store
-from lobule.dicomweb.server import TOKEN_VARIABLE, Server
+from lobule.dicomweb.server import TOKEN_VARIABLE, Answer, Server
 from lobule.errors import CohortError, LobuleError, NotReadable, UnknownFormat, UsageError
 from lobule.exports.store import require_storable
 from lobule.geometry import Box
@@ -276,6 +278,25 @@ def test_an_object_is_stored_once_and_never_replaced(archive: Archive, tmp_path:
     with pytest.raises(LobuleError, match="refused access"):
         store(Server(archive.url), path.read_bytes(), *uids)
     assert archive.objects == {}
+
+
+def test_an_object_that_was_stored_before_the_connection_broke_counts_as_stored(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_dicom(tmp_path, [pixels_of(64, 64)])[0]
+    header = pydicom.dcmread(path)
+    uids = (str(header.StudyInstanceUID), str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+    server, send = Server(archive.url), Server.request
+
+    def request(self: Server, method: str, url: str, **values: Any) -> Answer:
+        answer = send(self, method, url, **values)
+        return replace(answer, status=409) if method == "POST" else answer
+
+    monkeypatch.setattr(Server, "request", request)
+    assert store(server, path.read_bytes(), *uids) and set(archive.objects) == {uids[2]}
+    monkeypatch.setattr(Server, "_attempt", lambda *_: Answer(409, b"", ""))
+    with pytest.raises(NotReadable, match=r"did not store the object \(status 409"):
+        store(server, path.read_bytes(), uids[0], uids[1], "1.2.3")
 
 
 @pytest.mark.parametrize("address", ["ftp://host/dicom-web", "host/dicom-web", "/a/folder"])

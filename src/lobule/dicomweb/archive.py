@@ -63,7 +63,8 @@ def store(server: Server, content: bytes, study: str, series: str, instance: str
         content_type=f'multipart/related; type="application/dicom"; boundary={boundary}',
         accepted=(200, 202, 409),
     )  # fmt: skip
-    if answer.status == 409 or not _is_stored(server, study, series, instance):
+    # A repeated request is refused with 409 if its first attempt was stored and only the answer was lost.
+    if not _is_stored(server, study, series, instance):
         raise NotReadable(
             f"the DICOMweb server did not store the object (status {answer.status})",
             subject=server.root,
