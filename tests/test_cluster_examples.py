@@ -43,6 +43,8 @@ def test_examples_use_options_of_the_command(name: str) -> None:
     available = {option for parameter in scan_command.params for option in parameter.opts}
     used = set(re.findall(r"--[a-z-]+", command))
     assert {"--out", "--shard"} <= used <= available
+    # Other batch systems repeat a shard, or stop all of them, if one of its cases failed.
+    assert ("--allow-failed" in used) == (name != "slurm/scan.sbatch")
 
 
 @pytest.mark.parametrize("name", ["slurm/scan.sbatch"])
@@ -160,6 +162,20 @@ def test_the_slurm_script_scans_its_shard(workspace: Path) -> None:
         capture_output=True,
     )  # fmt: skip
     assert done.returncode != 0, "the script must pass on the status of the scan"
+
+
+def test_the_slurm_script_scans_some_of_the_shards(tmp_path: Path) -> None:
+    program = tmp_path / "lobule"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    task = {"ID": "17", "COUNT": "2", "MIN": "3", "MAX": "17"}
+    environment = {f"SLURM_ARRAY_TASK_{name}": value for name, value in task.items()}
+    environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(EXAMPLES / "slurm" / "scan.sbatch"), "bundle", "cohort.csv", "results"]
+    options: Any = {"env": environment, "capture_output": True, "text": True, "check": False}
+    assert "--shard 17/40" in subprocess.run([*command, "40"], **options).stdout
+    refused = subprocess.run(command, **options)
+    assert refused.returncode == 2 and "number of all shards" in refused.stderr
 
 
 @pytest.mark.campaign

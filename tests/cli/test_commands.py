@@ -238,6 +238,14 @@ def test_features_resume_and_start_over_with_fresh(lobule: Lobule, workspace: Pa
 # -- scan and train: dry runs -------------------------------------------------------------------------------
 
 
+def test_failed_cases_set_the_exit_status_unless_they_are_allowed(lobule: Lobule, workspace: Path) -> None:
+    (workspace / "damaged.tif").write_bytes(b"II*\0 and no image")
+    scan = ["scan", "BUNDLE", "damaged.tif", "--out", "FAILED", "--device", "cpu", "--precision", "float32"]
+    first, allowed = lobule(*scan, "--runtime", "torch"), lobule(*scan, "--allow-failed")
+    assert (first.status, allowed.status) == (1, 0)
+    assert "1 failed" in first.out and "1 failed" in allowed.out
+
+
 def test_a_dry_run_of_a_scan_shows_what_its_settings_resolve_to(lobule: Lobule) -> None:
     scan = ["scan", "BUNDLE", "slide.tif", "--out", "R", "--dry-run"]
     data = json.loads(lobule(*scan, "--json", "--set", "threshold=0.7").out)

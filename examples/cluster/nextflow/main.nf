@@ -1,7 +1,9 @@
 // A Nextflow module in the style of nf-core: one task per shard.
 //
-// Not run in the tests of Lobule: only its structure is checked. A task writes into a results folder of its
-// own, because tasks of Nextflow do not share folders. LOBULE_SCAN therefore emits one folder per shard.
+// Not run in the tests of Lobule: only its structure is checked. All tasks write into one results folder, which
+// is the absolute path of a folder that every machine sees: the shards share the estimated work and the engine
+// settings in it. Without such a folder, use one task with `--shard 1/1`. A task does not fail if single cases
+// fail (--allow-failed); they are listed in results.csv.
 process LOBULE_SCAN {
     tag "${meta.id} ${shard}/${shards}"
     label 'process_high'
@@ -9,10 +11,10 @@ process LOBULE_SCAN {
     container 'registry.example/lobule:0.1.0'
 
     input:
-    tuple val(meta), path(bundle), path(cohort), val(shard), val(shards)
+    tuple val(meta), path(bundle), path(cohort), val(results), val(shard), val(shards)
 
     output:
-    tuple val(meta), path("${prefix}.results"), emit: results
+    tuple val(meta), val(results), emit: results
     path 'versions.yml', emit: versions
 
     when:
@@ -20,9 +22,8 @@ process LOBULE_SCAN {
 
     script:
     def args = task.ext.args ?: ''
-    prefix = task.ext.prefix ?: "${meta.id}.${shard}"
     """
-    lobule scan ${bundle} ${cohort} --out ${prefix}.results --shard ${shard}/${shards} ${args}
+    lobule scan ${bundle} ${cohort} --out ${results} --shard ${shard}/${shards} --allow-failed ${args}
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
@@ -31,9 +32,7 @@ process LOBULE_SCAN {
     """
 
     stub:
-    prefix = task.ext.prefix ?: "${meta.id}.${shard}"
     """
-    mkdir ${prefix}.results
-    touch ${prefix}.results/scan.json versions.yml
+    touch versions.yml
     """
 }

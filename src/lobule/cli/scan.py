@@ -64,6 +64,11 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
 @shared.fresh_option("existing results")
 @shared.retry_failed_option
 @click.option(
+    "--allow-failed",
+    is_flag=True,
+    help="Exit with status 0 even if cases failed, so that batch systems do not repeat or stop.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["changed", "full"]),
     default="changed",
@@ -76,7 +81,9 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
 @shared.dry_run_option
-def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
+def command(
+    bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, allow_failed: bool, **options: Any
+) -> CommandOutput:
     """Scan cases with a bundle and write maps, findings and scores.
 
     After an interruption, run the same command to continue.
@@ -100,7 +107,8 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
     lines = [("results", out if is_url(out) else str(report.path)), ("computed by", progress.precision)]
     text = format_fields([*lines, *report_lines(report, _work(report))])
     data = as_data(report) | ({"results": out} if is_url(out) else {})
-    return CommandOutput(data, text, failed=len(report.failed) + len(report.partial))
+    failed = 0 if allow_failed else len(report.failed) + len(report.partial)
+    return CommandOutput(data, text, failed=failed)
 
 
 def _check_option_combinations(options: dict[str, Any]) -> None:
