@@ -40,6 +40,9 @@ def write_record(results: Path, **changes: Any) -> None:
 
 def test_state_without_an_active_run_is_printed_once(lobule: Lobule, results: Path) -> None:
     write_record(results, state="interrupted")
+    (results / "cases" / "two" / "result.json").write_text("{")
+    assert "their results cannot be read" in lobule("info", str(results), "--watch").out
+    shutil.copyfile(results / "cases" / "one" / "result.json", results / "cases" / "two" / "result.json")
     done = lobule("info", str(results), "--watch", "--price-per-hour", "3")
     assert done.status == 0 and done.err == ""
     assert "2 of 3 finished: 2 complete, 1 not started" in done.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,9 @@ def test_damaged_records_and_results_do_not_hide_the_others(cohort: Cohort, tmp_
     (tmp_path / "r" / "runs" / "empty").mkdir()
     status = StatusReader(tmp_path / "r").read()
     assert status.counts["complete"] == 2 and status.counts["unfinished"] == 1 and len(status.runs) == 1
+    assert status.damaged == ("s0",) and status.to_dict()["damaged"] == ["s0"]
+    run_scan(cohort, tmp_path / "r")
+    assert StatusReader(tmp_path / "r").read().damaged == ()
 
 
 def test_results_that_did_not_change_are_read_once(
@@ -262,16 +266,17 @@ def test_a_shard_is_repeated_as_the_same_shard_or_with_a_warning(
     run = read_runs(tmp_path / "r")[0]
     with caplog.at_level(logging.WARNING, "lobule.scan"):
         run_scan(cohort, tmp_path / "same", repeat=run, shard=(1, 2))
-        assert not caplog.messages
+        assert "to repeat" not in caplog.text
         run_scan(cohort, tmp_path / "all", repeat=run)
-    assert caplog.messages == ["The run to repeat scanned shard 1/2; add --shard 1/2 to scan the same cases"]
+    warnings = [message for message in caplog.messages if "to repeat" in message]
+    assert warnings == ["The run to repeat scanned shard 1/2; add --shard 1/2 to scan the same cases"]
 
 
 def test_a_run_is_not_repeated_into_results_with_other_engine_settings(
     cohort: Cohort, tmp_path: Path
 ) -> None:
     run_scan(cohort, tmp_path / "r")
-    run_scan(cohort, tmp_path / "other", OtherMachine())
+    run_scan(cohort, tmp_path / "other", machine=replace(SMALL, cells=2))
     run = read_runs(tmp_path / "r")[0]
     with pytest.raises(ResultsError, match=r"other engine settings.*Found.*cells 2"):
         run_scan(cohort, tmp_path / "other", repeat=run)

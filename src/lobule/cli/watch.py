@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -89,12 +89,18 @@ def status_text(status: ScanStatus, price_per_hour: float | None) -> str:
     if price_per_hour is not None:
         lines.append(("cost", _cost(status, price_per_hour)))
     lines += [("run", _run_text(run, state)) for run, state in status.runs[-SHOWN_RUNS:]]
+    if status.damaged:
+        remedy = "their results cannot be read; the same scan command writes them again"
+        lines.append((f"{len(status.damaged):,} damaged", f"{remedy} ({_examples(status.damaged)})"))
     for cause in status.causes[:SHOWN_CAUSES]:
-        examples = ", ".join(cause.cases[:3]) + (", …" if len(cause.cases) > 3 else "")
-        lines.append((f"{len(cause.cases):,} failed", f"{cause.message} ({examples})"))
+        lines.append((f"{len(cause.cases):,} failed", f"{cause.message} ({_examples(cause.cases)})"))
     if len(status.causes) > SHOWN_CAUSES:
         lines.append(("", f"and {len(status.causes) - SHOWN_CAUSES} more causes, in results.csv"))
     return format_fields(lines)
+
+
+def _examples(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:3]) + (", …" if len(cases) > 3 else "")
 
 
 def _time_lines(status: ScanStatus) -> list[tuple[str, str]]:

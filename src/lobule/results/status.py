@@ -18,6 +18,8 @@ from lobule.results.work import read_work
 
 FINISHED = (COMPLETE, PARTIAL, FAILED, UNSCORED)
 SHOWN_CASES = 3
+DAMAGED = "damaged"
+"""The cause of an unfinished case whose result cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ScanStatus:
     """Every run with its state, the oldest first."""
     work_left: float
     """Estimated work of the cases without a result; the number of these cases if it was not estimated."""
+    damaged: tuple[str, ...] = ()
+    """Cases whose result cannot be read. They count as unfinished, and the next scan writes them again."""
 
     @property
     def total(self) -> int:
@@ -83,6 +87,7 @@ class ScanStatus:
             "counts": self.counts,
             "causes": [{"message": c.message, "count": len(c.cases), "cases": list(c.cases[:SHOWN_CASES])}
                        for c in self.causes],
+            "damaged": list(self.damaged),
             "runs": [{**run.data, "state": state} for run, state in self.runs],
             "cases_per_hour": self.cases_per_hour,
             "seconds_left": self.seconds_left,
@@ -138,6 +143,9 @@ class StatusReader:
             tuple(Cause(message, tuple(sorted(cases))) for message, cases in ordered),
             tuple((run, self._state_of(run)) for run in read_runs(self.path)),
             float(sum(work.get(name, 1.0) for name in left)),
+            tuple(
+                CaseFolder(Path(name)).case_id for name, entry in self._cases.items() if entry[2] == DAMAGED
+            ),
         )
 
     def _planned(self) -> list[str]:
@@ -184,7 +192,7 @@ def _status_and_cause(case: CaseFolder) -> tuple[str, str]:
     try:
         result = case.result
     except LobuleError:
-        return "unfinished", ""
+        return "unfinished", DAMAGED
     if result is None:
         return "unfinished", ""
     error = result.get("error") or {}
