@@ -80,7 +80,7 @@ def test_shards_share_a_folder_and_exclude_a_full_scan(tmp_path: Path) -> None:
         with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r", (2, 2)):
             pass
         with (
-            pytest.raises(ResultsError, match=r"different number of shards.*shards of 2"),
+            pytest.raises(ResultsError, match=r"different number of shards.*Expected 2 shards of the cohort"),
             lock_folder(tmp_path / "r", (3, 3)),
         ):
             pass

@@ -47,14 +47,15 @@ def _refuse_other_division(folder: Path, division: str) -> None:
                     raise ResultsError(
                         "a scan with a different number of shards, or of another cohort, is writing here",
                         subject=folder,
-                        expected=f"shards of {_division_text(path.name)}",
-                        actual=f"one of {_division_text(division)}",
+                        expected=_division_text(path.name),
+                        actual=_division_text(division),
                         remedy="Use the same number of shards and the same cohort, or wait until it ends",
                     )
 
 
 def _division_text(name: str) -> str:
-    return name.removeprefix(".lock-of").replace("-", " of cohort ")
+    count, _, cohort = name.removeprefix(".lock-of").partition("-")
+    return f"{count} shards of the cohort {cohort[:8]}".rstrip()
 
 
 @contextmanager
