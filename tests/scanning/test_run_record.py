@@ -269,7 +269,7 @@ def test_a_shard_is_repeated_as_the_same_shard_or_with_a_warning(
         assert "to repeat" not in caplog.text
         run_scan(cohort, tmp_path / "all", repeat=run)
     warnings = [message for message in caplog.messages if "to repeat" in message]
-    assert warnings == ["The run to repeat scanned shard 1/2; add --shard 1/2 to scan the same cases"]
+    assert warnings == ["The run to repeat scanned only shard 1/2; add --shard 1/2 for the same cases"]
 
 
 def test_a_run_is_not_repeated_into_results_with_other_engine_settings(
