@@ -1,7 +1,7 @@
 """What bfloat16 can give on this machine: bare products and a bare ResNet-18, against float32.
 
-Nothing of Lobule's is in it. A bar that asks bfloat16 for twice the speed of a float32 loop cannot be met
-where these ratios are below one: the processor has no units for it (AMX, or AVX-512 BF16) and emulates it.
+No code of Lobule is measured. Where these ratios are below one, the processor has no units for bfloat16 (AMX,
+or AVX-512 BF16) and emulates it; a target of twice the speed of float32 cannot be reached there.
 
     product      float32 seconds of a product of two 1,024 x 1,024 matrices over bfloat16 seconds
     convolution  the same of a 3 x 3 convolution of 128 channels, channels last

@@ -1,6 +1,6 @@
 """Start-up: the time from `lobule scan` to its first computed batch, over the time of `import torch` alone.
 
-Each command runs in a new process, in turns with `python -c "import torch"`, and the medians are compared.
+Each command runs in a new process, alternating with `python -c "import torch"`, and the medians are compared.
 Tissue is detected, as by default. The files are in the page cache, Lobule's modules are compiled, as in an
 installed package, and the choice of precision and layout is cached by a first scan that is not counted.
 `dense` is the small dense net at stride 32; `tiles` is a ResNet-18 with batches of 8 tiles.

@@ -22,6 +22,7 @@ from lobule.results import open_results
 from lobule.scanning import choice, device
 from lobule.scanning.choice import measure, possible_forms
 from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
+from lobule.scanning.scan import Machine
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import MeanPredictor, pixels_of, write_slide
 
@@ -102,6 +103,12 @@ def test_bfloat16_is_tried_if_the_measured_card_has_it(monkeypatch: pytest.Monke
     for card, precisions in (("cuda:0", {"float32"}), ("cuda:1", {"float32", "bfloat16"})):
         forms = possible_forms(EngineSettings(device=card), runtime="auto")
         assert {form.precision for form in forms} == precisions
+
+
+def test_an_unknown_value_of_the_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBULE_RUNTIME", "tensorrt")
+    with pytest.raises(ConfigError, match="LOBULE_RUNTIME has the unknown value 'tensorrt'"):
+        Machine.with_layout("auto", "cpu", "auto", 1 << 30, None, None, "auto")
 
 
 def test_a_processor_that_emulates_bfloat16_measures_no_field_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

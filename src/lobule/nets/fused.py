@@ -1,8 +1,8 @@
-"""Convolutions of a CPU with what follows them in one go: ReLU, or adding another branch and ReLU.
+"""Fused convolutions for a CPU: a convolution with the ReLU, or the addition and ReLU, that follow it.
 
-oneDNN, which computes torch's convolutions on a CPU, can do so without another trip through memory, on
-weights laid out once for it. torch reaches that only through its compiler, which needs one of C++ on the
-machine; the operator below is what its compiled code calls.
+oneDNN, which computes torch's convolutions on a CPU, can do both in one pass through memory, with weights
+that are laid out for it once. torch uses this only in compiled networks, and its compiler needs a C++
+compiler on the machine. The operator below is the one that such compiled code calls.
 """
 
 from __future__ import annotations

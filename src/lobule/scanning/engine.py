@@ -17,7 +17,7 @@ from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, record_engine
 from lobule.scanning.cards import Cards, choose_devices, is_out_of_memory, named
 from lobule.scanning.cases import Progress
-from lobule.scanning.choice import Measured, RealFields, measure, possible_forms, uses_int8
+from lobule.scanning.choice import RUNTIMES, Measured, RealFields, measure, possible_forms, uses_int8
 from lobule.scanning.contract import OPENVINO, EngineSettings, Model, ScanOptions
 from lobule.scanning.device import available_cores, max_bytes_on, replicas_for
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
@@ -79,8 +79,13 @@ class Machine:
         if layout not in CHANNELS_LAST:
             raise ConfigError(f"unknown memory layout '{layout}'", expected=", ".join(CHANNELS_LAST))
         channels_last = CHANNELS_LAST[layout]
-        if runtime == "auto":
-            runtime = os.environ.get("LOBULE_RUNTIME") or runtime
+        if runtime == "auto" and (replacement := os.environ.get("LOBULE_RUNTIME")):
+            if replacement not in RUNTIMES:
+                raise ConfigError(
+                    f"the environment variable LOBULE_RUNTIME has the unknown value '{replacement}'",
+                    expected=", ".join(RUNTIMES),
+                )
+            runtime = replacement
         return cls(
             device, precision, max_ram, readers, batch=batch, channels_last=channels_last, runtime=runtime,
             jpeg_decoder=jpeg_decoder,
