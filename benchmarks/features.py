@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 
 from measure import Times, arguments, machine, peak_bytes, report
 from plain_loop import run_plain_loop, tiles_inside
-from scan import TimeSpent, batch_rows, compute_all, in_threads, opened, read_all, time_spent_by
+from scan import TimeSpent, compute_all, in_threads, opened, read_all, sample_batches, time_spent_by
 
 TILE, MPP = 224, 0.5
 
@@ -173,7 +173,6 @@ def times_alone(
     from lobule.methods.extraction import ExtractionPredictor
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.device import available_cores
-    from lobule.scanning.loader import load_batch
     from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import TileEncoder, Tiling
 
@@ -185,11 +184,10 @@ def times_alone(
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
         size = engine.batch
         read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
-        rows, batches = batch_rows(pass_, size)
-        batch = load_batch(pass_, images, rows, size)
+        in_memory, batches = sample_batches(pass_, images, size)
         if tiles is not None and len(pass_.fields) != tiles:
             raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
-    return read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches))
+    return read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, in_memory, batches))
 
 
 def engine_of(out: Path) -> Any:

@@ -1,18 +1,19 @@
 """Scan efficiency: how much of what the machine can do a scan turns into reading and computing.
 
-A generated slide of 20,480 px a side is scanned (a) by a ResNet-18 of 224-px tiles and (b) by the small dense
-net at stride 32. Each scan runs with torch in float32, with OpenVINO in float32 (keys that end in
-`_openvino`) and with OpenVINO in int8 (`_int8`); `--form` selects one of them. In the same process, in turns
-with the scan, the same fields are read by the same loader without a model, and the model runs alone on as
-many batches of pixels in memory, in the same replicas.
+A generated slide of 20,480 px a side, most of it tissue, is scanned (a) by a ResNet-18 of 224-px tiles and
+(b) by the small dense net at stride 32. Each scan runs with torch in float32, with OpenVINO in float32 (keys
+that end in `_openvino`) and with OpenVINO in int8 (`_int8`); `--form` selects one of them. In the same
+process, in turns with the scan, the same fields are read by the same loader without a model, and the model
+runs alone on as many batches of pixels in memory, in the same replicas.
 
-    on a CPU   efficiency = (CPU seconds of reading alone + of the model alone) / (cores × wall)
+    on a CPU   efficiency = (CPU seconds of reading alone + of the model alone) / (cores × wall − stolen)
     on a GPU   efficiency = time of the slower of reading and model, each alone / wall
 
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
-measurement of precisions before the first case does not. Each figure is the least of the rounds. With
-`--quick`, fewer fields are scanned, so the time of opening the slide and finding its tissue, which does not
-depend on their number, is subtracted from the wall; only torch is measured.
+measurement of precisions before the first case does not. Seconds that a hypervisor took from the cores for
+other machines during the case are not counted, since CPU seconds do not contain them either. Each figure is
+the least of the rounds. With `--quick`, two regions of a smaller slide are scanned, and the efficiency of a
+full scan is extrapolated from what the further fields of the larger region take; only torch is measured.
 
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
@@ -26,14 +27,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,12 @@ from typing import Any
 from lobule.allocator import keep_freed_memory
 from lobule.geometry import Box
 from measure import report
+from scan_subjects import make_bundle, paint, quantised
 
-SIDE, MPP, TILE = 20_480, 0.25, 224
 KINDS = ("tiles", "dense")
 FORMS = {"torch": ("torch", "float32"), "openvino": ("openvino", "float32"), "int8": ("openvino", "int8")}
 """The runtime and precision of each scan, by the name of the option `--form`."""
-CALIBRATION_FIELDS = 40
+BATCHES_IN_MEMORY = 16
 MIB = 1 << 20
 
 
@@ -54,14 +57,21 @@ MIB = 1 << 20
 class Plan:
     """How much is scanned."""
 
+    side: int
     tissue: float
     rounds: int
     boxes: dict[str, Box | None]
     """The region of each scan in level-0 pixels; None is the whole slide."""
+    small_box: Box | None = None
+    """A region that is scanned first, twice: the first scan imports what a case needs."""
 
 
-FULL = Plan(0.3, 2, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
-QUICK = Plan(0.08, 2, {"tiles": Box(4_480, 6_272, 3_584, 1_792), "dense": None})
+FULL = Plan(20_480, 0.7, 3, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
+QUICK = Plan(
+    8_192, 0.6, 1, {"tiles": Box(2_240, 2_688, 3_584, 2_240), "dense": None}, Box(3_584, 3_584, 896, 896)
+)
+FULL_FIELDS = {"tiles": 936, "dense": 115}
+"""Fields of the full scans, to which `--quick` extrapolates."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,20 @@ class TimeSpent:
     cpu: float
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """What one scan took, from opening its case to the written result."""
+
+    fields: int
+    wall: float
+    cpu: float
+    capacity: float
+    """Seconds of all cores, without those that a hypervisor took."""
+    model: float
+    """Seconds in the model, summed over replicas."""
+    tiles_decoded: int
+
+
 def time_spent_by(work: Callable[[], object]) -> TimeSpent:
     cpu, wall = time.process_time(), time.perf_counter()
     work()
@@ -80,58 +104,6 @@ def time_spent_by(work: Callable[[], object]) -> TimeSpent:
 
 def least(some: list[TimeSpent]) -> TimeSpent:
     return TimeSpent(min(one.wall for one in some), min(one.cpu for one in some))
-
-
-# -- what is scanned -----------------------------------------------------------------------------------------
-
-
-def paint(path: Path, tissue: float) -> None:
-    from lobule.phantoms.slides import SlidePhantom, write_slide
-
-    write_slide(SlidePhantom(seed=11, width=SIDE, height=SIDE, mpp=MPP, tissue=tissue, sections=1), path)
-
-
-def make_bundle(kind: str, folder: Path) -> Path:
-    """Write a bundle with seeded weights. Its scores are meaningless but take as long as real ones."""
-    import torch
-
-    torch.manual_seed(5)
-    out = folder / f"bundle-{kind}"
-    if out.exists():
-        return out
-    if kind == "dense":
-        from lobule.methods.scannet import Config, save
-        from lobule.nets.backbones import BACKBONES
-        from lobule.nets.scaling import PLAIN_SCALING
-
-        save(out, Config(trunk="tiny", mpp=MPP), BACKBONES["tiny"](2), PLAIN_SCALING)
-        return out
-    from torchvision.models import resnet18
-
-    from lobule.methods.classifier import convert
-
-    torch.save(resnet18(num_classes=2).state_dict(), folder / "weights.pt")
-    transform = [{"name": "ToTensor"}]
-    geometry_fields = {
-        "class_names": ["normal", "tumour"], "patch_size_pixels": TILE, "spacing_um_px": MPP,
-        "transform": transform,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(geometry_fields), encoding="utf-8")
-    convert(folder / "weights.pt", folder / "config.json", out, architecture="torchvision:resnet18")
-    return out
-
-
-def quantised(bundle: Any, slide: Path, folder: Path) -> Any:
-    """Write and return a quantised copy of a bundle."""
-    from lobule.bundles import read_bundle
-
-    out = folder / f"{bundle.path.name}-int8"
-    if out.exists():
-        return read_bundle(out)
-    command = ["weights", "quantize", str(bundle.path), str(slide), "--out", str(out), "--scans", "0"]
-    command += ["--fields", str(CALIBRATION_FIELDS)]
-    subprocess.run([sys.executable, "-m", "lobule", *command], stdout=subprocess.DEVNULL, check=True)
-    return read_bundle(out)
 
 
 # -- the parts alone -----------------------------------------------------------------------------------------
@@ -151,7 +123,7 @@ def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
     in_threads(readers, work)
 
 
-def compute_all(model: Any, engine: Any, key: Any, batch: Any, batches: int) -> None:
+def compute_all(model: Any, engine: Any, key: Any, in_memory: Sequence[Any], batches: int) -> None:
     """The model on as many batches, in the replicas and threads of the pipeline, pixels in memory."""
     import torch
 
@@ -164,7 +136,8 @@ def compute_all(model: Any, engine: Any, key: Any, batch: Any, batches: int) -> 
         torch.set_num_threads(engine.replica_threads)
         stream = torch.cuda.stream(torch.cuda.Stream(engine.device)) if on_gpu else contextlib.nullcontext()
         with torch.inference_mode(), stream:
-            while next(numbers) < batches:
+            while (number := next(numbers)) < batches:
+                batch = in_memory[number % len(in_memory)]
                 outputs = model.forward(key, to_device(batch, engine.device))
                 for tensor in outputs.values():
                     tensor.float().cpu().numpy()
@@ -190,7 +163,6 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     from lobule.methods import load
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.device import available_cores
-    from lobule.scanning.loader import load_batch
     from lobule.scanning.scan import Machine, scan
 
     bundle = read_bundle(make_bundle(kind, bundles))
@@ -199,66 +171,72 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     runtime, precision = FORMS[form]
     predictor, machine, options = load(bundle), Machine(runtime=runtime, precision=precision), ScanOptions()
     engines = noting_engine(predictor.model)
-    bundle_fields = {
-        "method": bundle.method,
-        "fingerprint": bundle.fingerprint,
-        "classes": list(bundle.classes),
-    }
+    times_at_opening = noting_opening(predictor)
+    identity = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    cores = available_cores()
+
+    def scanned(name: str, box: Box | None) -> Scanned:
+        case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
+        out, files = folder / f"{kind}-{form}-{name}", Cohort((case,))
+        ended = scan(predictor, identity, files, out, options, machine, int8_folder=bundle.int8_folder)
+        stolen, cpu = (now - at for now, at in zip(used_so_far(), times_at_opening[-1], strict=True))
+        if ended.counts != {"complete": 1}:
+            raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
+        wall = json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"]
+        counters = ended.counters
+        return Scanned(
+            counters.fields_done, wall, cpu, cores * wall - stolen, counters.model_s, counters.tiles_decoded
+        )
+
     box = plan.boxes[kind]
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
     before = memory("VmRSS")
-    walls, starts, scans, reads, models, in_scan = [], [], [], [], [], []
-    after, sizes = 0, (0, 0, 0)
-    decoded = distinct = 0
+    scans, starts, reads, models = [], [], [], []
+    after, sizes, distinct = 0, (0, 0, 0), 0
+    small = None
+    for name in ("imports", "small") if plan.small_box else ():
+        small = scanned(name, plan.small_box)
+        machine = same_form(machine, engines[-1])
     for turn in range(plan.rounds):
-        out = folder / f"{kind}-{form}-{turn}"
-        cpu = time.process_time()
-        ended = scan(
-            predictor, bundle_fields, Cohort((case,)), out, options, machine, int8_folder=bundle.int8_folder
-        )
-        scans.append(time.process_time() - cpu)
-        in_scan.append(ended.counters.model_s)
-        if ended.counts != {"complete": 1}:
-            raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
-        walls.append(json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"])
+        scans.append(scanned(str(turn), box))
         after = after or memory("VmHWM")
         engine = engines[-1]
-        machine = replace(  # the next rounds run as the first did
-            machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
-            cells=engine.cells,
-        )  # fmt: skip
+        machine = same_form(machine, engine)
         began = time.perf_counter()
         with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
             starts.append(time.perf_counter() - began)
             size = pass_.batch or engine.batch
             readers = machine.readers or available_cores()
             reads.append(time_spent_by(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
-            rows, batches = batch_rows(pass_, size)
-            batch = load_batch(pass_, images, rows, size)
-            decoded, distinct = ended.counters.tiles_decoded - for_tissue, tiles_under(images["slide"], pass_)
+            in_memory, batches = sample_batches(pass_, images, size)
+            distinct = tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
-        models.append(time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches)))  # noqa: B023
-    read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
-    measured_wall = wall - min(starts) if plan is QUICK else wall
-    if engine.device == "cpu":
-        efficiency = (read.cpu + model.cpu) / (cores * measured_wall)
+        computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory, batches)
+        models.append(time_spent_by(computing))
+    best = min(scans, key=lambda one: one.capacity)
+    read, model, decoded = least(reads), least(models), scans[-1].tiles_decoded - for_tissue
+    if engine.device != "cpu":
+        efficiency = max(read.wall, model.wall) / best.wall
+    elif small is None:
+        efficiency = (read.cpu + model.cpu) / best.capacity
     else:
-        efficiency = max(read.wall, model.wall) / measured_wall
+        efficiency = extrapolated(small, best, (read.cpu + model.cpu) / best.fields, FULL_FIELDS[kind])
     both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
     print(
         f"{kind}, {form}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas"
     )
     print(f"  {engine.runtime} {engine.precision} on {engine.device}")
-    rates = f"{sizes[0] / model.wall:.3g} fields/s, the scan {sizes[0] / measured_wall:.3g}"
-    print(f"  the model alone computes {rates}, so {model.wall / measured_wall:.2f} of it")
+    rates = f"{sizes[0] / model.wall:.3g} fields/s, the scan {sizes[0] / best.wall:.3g}"
+    print(f"  the model alone computes {rates}, so {model.wall / best.wall:.2f} of it")
     print(f"  the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
-    print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
-    print(
-        f"  in the scan the model took {min(in_scan) / (engine.replicas * model.wall):.2f} of its time alone"
-    )
-    print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall of {wall:.1f} s")
+    print(f"  the case used {best.cpu / both:.2f} of that CPU time")
+    in_scan = min(one.model for one in scans)
+    print(f"  in the scan the model took {in_scan / (engine.replicas * model.wall):.2f} of its time alone")
+    print(f"  opening and finding tissue take {min(starts) / best.wall:.1%} of the wall of {best.wall:.1f} s")
+    stolen_share = 1 - best.capacity / (cores * best.wall)
+    print(f"  a hypervisor took {stolen_share:.1%} of the cores' time in this scan")
     print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
     print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
@@ -266,6 +244,42 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
         "decodes": decoded / distinct,
         "memory": (after - before) / machine.max_ram,
     }
+
+
+def extrapolated(small: Scanned, large: Scanned, cpu_per_field: float, fields: int) -> float:
+    """The efficiency of a scan of this many fields, by the seconds that further fields take."""
+    per_field = (large.capacity - small.capacity) / (large.fields - small.fields)
+    return fields * cpu_per_field / (small.capacity + (fields - small.fields) * per_field)
+
+
+def used_so_far() -> tuple[float, float]:
+    """Seconds that a hypervisor took from all cores (0 if unknown), and CPU seconds of this process."""
+    try:
+        stolen = int(Path("/proc/stat").read_text().splitlines()[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        stolen = 0.0
+    return stolen, time.process_time()
+
+
+def noting_opening(predictor: Any) -> list[tuple[float, float]]:
+    """The times of `used_so_far` when each case is opened."""
+    times: list[tuple[float, float]] = []
+    original_images = predictor.images
+
+    def noting(*arguments: Any) -> Any:
+        times.append(used_so_far())
+        return original_images(*arguments)
+
+    predictor.images = noting
+    return times
+
+
+def same_form(machine: Any, engine: Any) -> Any:
+    """Return the resources with which a later scan runs as the one with these engine settings did."""
+    return replace(
+        machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
+        cells=engine.cells,
+    )  # fmt: skip
 
 
 def noting_engine(model: Any) -> list[Any]:
@@ -299,12 +313,16 @@ def opened(
         open_case.close()
 
 
-def batch_rows(pass_: Any, size: int) -> tuple[Any, int]:
-    """The rows of a batch from the middle of a pass, and how many batches it has."""
-    from lobule.scanning.loader import batches_of
+def sample_batches(pass_: Any, images: Any, size: int) -> tuple[list[Any], int]:
+    """Up to `BATCHES_IN_MEMORY` batches spread over a pass, and the number of all its batches.
+
+    A single batch would stay in the caches of the processor, unlike those of a scan.
+    """
+    from lobule.scanning.loader import batches_of, load_batch
 
     batches = batches_of(pass_.fields, size)
-    return batches[len(batches) // 2], len(batches)
+    chosen = batches[:: -(-len(batches) // BATCHES_IN_MEMORY)]
+    return [load_batch(pass_, images, rows, size) for rows in chosen], len(batches)
 
 
 def tiles_under(slide: Any, pass_: Any) -> int:
@@ -344,7 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="about a hundred tiles, under 45 s")
+    parser.add_argument("--quick", action="store_true", help="a smaller slide, under 45 s")
     parser.add_argument("--form", choices=FORMS, help="one runtime and precision; all if not given")
     parser.add_argument("--kind", choices=KINDS, help="one kind of scan; both if not given")
     parser.add_argument("--slide", metavar="FILE", help="a slide that an earlier run painted to this file")
@@ -354,7 +372,7 @@ def main() -> None:
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.paint:
-        paint(Path(options.paint), plan.tissue)
+        paint(Path(options.paint), plan.side, plan.tissue)
         return
     if options.one:
         keep_freed_memory()  # as the command line does at its start

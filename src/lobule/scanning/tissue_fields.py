@@ -17,20 +17,24 @@ log = logging.getLogger("lobule.scan")
 
 CASES = 3
 """Cases that are tried before random pixels are used."""
+TILES = 32
+"""Fields that are read if batches contain several, as those of tiles do. Otherwise one field is read."""
 
 
 def first_fields(
     predictor: Predictor, cases: Iterable[Case], options: ScanOptions, engine: EngineSettings
-) -> tuple[Any, Batch] | None:
-    """Return the key and one batch of the first pass of the first case that can be read, or None."""
+) -> list[tuple[Any, Batch]]:
+    """Return keys and batches of the first pass of the first case that can be read; empty without one."""
+    count = 1 if engine.batch == 1 else -(-TILES // engine.batch)
     for index, case in enumerate(cases):
         if index == CASES:
             break
         try:
-            return next(fields_of(predictor, case, options, engine, 1))
+            if batches := list(fields_of(predictor, case, options, engine, count)):
+                return batches
         except Exception as error:  # The scan reports what is wrong with the case.
             log.debug("Case %s has no field for a measurement: %s", case.id, error)
-    return None
+    return []
 
 
 def fields_of(

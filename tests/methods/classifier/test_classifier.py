@@ -16,7 +16,8 @@ from lobule.bundles import Bundle, read_bundle
 from lobule.errors import BundleError, ConfigError, LobuleError
 from lobule.methods.classifier import Config, convert, load, of_wsinfer
 from lobule.results import open_results
-from lobule.scanning.contract import ScanOptions
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.device import SLICE
 from lobule.scanning.scan import Machine, scan
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
@@ -83,6 +84,15 @@ def test_converted_weights_give_the_scores_of_the_model(
     result = folder.result
     assert result is not None and result["scores"].keys() == {"tumor"}
     assert abs(result["scores"]["tumor"] - expected[1].max()) < 2e-5
+
+
+def test_cores_wait_for_no_more_than_one_slice_at_the_end(files: tuple[Path, Path], tmp_path: Path) -> None:
+    model = load(convert(*files, tmp_path / "bundle")).model
+    batches = {
+        device: model.choose_batch(EngineSettings(device=device), 1 << 30, ScanOptions()).batch
+        for device in ("cpu", "cuda:0")
+    }
+    assert batches["cpu"] == SLICE < batches["cuda:0"]
 
 
 def test_a_torchscript_file_needs_trust(

@@ -14,8 +14,11 @@ from lobule.bundles import read_bundle
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Lattice, Size
 from lobule.grid import MapGrid
-from lobule.methods.scannet import Config, DensePredictor, load
+from lobule.methods.scannet import Config, DensePredictor, load, save
+from lobule.methods.scannet.predictor import CPU_CELLS
+from lobule.nets.backbones import BACKBONES
 from lobule.nets.receptive import geometry_of
+from lobule.nets.scaling import PLAIN_SCALING
 from lobule.nets.vgg import scannet_vgg16
 from lobule.results import open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
@@ -164,7 +167,7 @@ def test_the_field_size_depends_on_the_memory(bundle: Path) -> None:
     predictor = load(read_bundle(bundle))
     large = predictor.model.choose_batch(EngineSettings(), 2 << 30, ScanOptions()).cells
     small = predictor.model.choose_batch(EngineSettings(), 64 << 20, ScanOptions()).cells
-    assert 1 <= small < large <= predictor.config.cells
+    assert 1 <= small < large <= min(CPU_CELLS, predictor.config.cells)
     with pytest.raises(ConfigError, match="memory ceiling"):
         predictor.model.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
 
@@ -194,3 +197,11 @@ def test_weights_of_another_net_are_rejected(tmp_path: Path) -> None:
     model.write_text(model.read_text().replace('"tiny"', '"vgg11"'))
     with pytest.raises(ModelError, match="do not fit"):
         load(read_bundle(path))
+
+
+def test_fields_are_smaller_on_a_cpu(tmp_path: Path) -> None:
+    save(tmp_path / "b", Config(trunk="tiny"), BACKBONES["tiny"](2), PLAIN_SCALING)
+    model = load(read_bundle(tmp_path / "b")).model
+    on_cpu = model.choose_batch(EngineSettings(), 1 << 40, ScanOptions())
+    on_gpu = model.choose_batch(EngineSettings(device="cuda:0"), 1 << 40, ScanOptions())
+    assert (on_cpu.cells, on_gpu.cells) == (CPU_CELLS, model.config.cells)

@@ -26,6 +26,8 @@ from lobule.scanning.open_case import slide_images
 log = logging.getLogger("lobule.scan")
 
 BATCH = 32
+"""Tiles of a batch on a GPU. On a CPU a batch is one slice: with larger ones, one core waits longer for the
+other at the end of a case."""
 
 QUEUED_BYTES = 12
 """Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
@@ -56,7 +58,8 @@ class TileModel:
             max_bytes -= SLICE * bytes_per_tile
             bytes_per_tile = 0
         bytes_per_tile += QUEUED_BYTES * 3 * self.config.tile**2
-        return replace(engine, batch=max(1, min(BATCH, max_bytes // bytes_per_tile)))
+        most = SLICE if engine.device == "cpu" else BATCH
+        return replace(engine, batch=max(1, min(most, max_bytes // bytes_per_tile)))
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine

@@ -36,6 +36,10 @@ from lobule.scanning.open_case import slide_images
 from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp
 
+CPU_CELLS = 56
+"""Most cells of the net's stride along a side of a field on a CPU. Larger fields would compute less twice,
+but need more memory, whose first use takes time, and cores wait longer at the end of a case."""
+
 MAX_ANALYSED = 48_000_000
 """Maximum number of cells of a map in the search for findings; larger maps are first reduced by maximum."""
 
@@ -76,10 +80,11 @@ class DenseModel:
 
         # Fields are measured in cells of the net's stride, so that they have the same area for every α.
         factor = self.geometry.stride // dense.geometry.stride
+        preferred = min(self.config.cells, CPU_CELLS) if engine.device == "cpu" else self.config.cells
         cells = largest_cells(
             lambda coarse: needs(coarse * factor),
             max_bytes,
-            preferred=self.config.cells,
+            preferred=preferred,
             purpose="field of a map",
         )
         return replace(engine, cells=cells, batch=1)
