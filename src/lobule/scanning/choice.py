@@ -326,10 +326,10 @@ def _difference_to_float32(
         return (None if exact is None else _difference(exact, outputs[_name(best)])), "random pixels"
     with torch.inference_mode():
         model.move_to_device(replace(best, precision="float32", runtime="torch"), options)
-        exact = [_on_host(model.forward(key, batch)) for key, batch in samples]
+        in_float32 = [_on_host(model.forward(key, batch)) for key, batch in samples]
         model.move_to_device(best, options)
         rounded = [_on_host(model.forward(key, batch)) for key, batch in samples]
-    differences = [_difference(*outputs) for outputs in zip(exact, rounded, strict=True)]
+    differences = [_difference(*pair) for pair in zip(in_float32, rounded, strict=True)]
     known = [difference for difference in differences if difference is not None]
     return (max(known) if len(known) == len(differences) else None), "tissue"
 
