@@ -175,12 +175,26 @@ def look(page, **view: float) -> None:
     settle(page)
 
 
+OVERLAY_STATE = """() => {
+    const { overlay, viewer } = lobule.view;
+    const { isStale, scheduled, resting, refreshing, paints, renderer, reach } = overlay;
+    const image = viewer.world.getItemAt(0);
+    return { isStale, scheduled, resting, refreshing, paints, renderer, reach, isBusy: overlay.painter.isBusy,
+             isConnected: overlay.element.isConnected, affine: lobule.view.affine, needsDraw: viewer.world.needsDraw(),
+             drawn: image?.lastDrawn.length, isLoaded: image?.getFullyLoaded(), isHidden: document.hidden };
+}"""
+"""Why an overlay does not settle."""
+
+
 def settle(page) -> None:
     """Wait until the overlay is painted at its exact position, and for the frames that show it."""
     frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
     page.evaluate(frames)
     if not page.evaluate("window.lobule?.view?.overlay.isSettled ?? true"):
-        until(page, "lobule.view.overlay.isSettled")
+        try:
+            until(page, "lobule.view.overlay.isSettled")
+        except AssertionError as error:
+            raise AssertionError(f"{error} {page.evaluate(OVERLAY_STATE)}") from error
         page.evaluate(frames)
 
 

@@ -169,9 +169,9 @@ def act(page: Any, action: Action) -> None:
 def run_steps(page: Any, steps: Sequence[Step], by: str) -> None:
     """Use each feature by keyboard or by mouse, in this order, and check it."""
     for step in steps:
-        act(page, step.keys if by == "keyboard" else step.mouse)
-        settle(page)
         try:
+            act(page, step.keys if by == "keyboard" else step.mouse)
+            settle(page)
             step.check(page, by)
         except AssertionError as error:
             raise AssertionError(f"{step.name} by {by}: {error}") from error

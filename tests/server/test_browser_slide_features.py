@@ -215,3 +215,52 @@ def test_the_display_of_a_slide(page: Any, by: str) -> None:
     change(page, **PLAIN, profile=False)
     look(page, x=32, y=32, scale=0.25, rotation=0)
     run_steps(page, SLIDE_DISPLAY, by)
+
+
+# Drawing and loading that go wrong
+
+
+def test_the_overlay_is_painted_when_openseadragon_and_the_graphics_processor_never_rest(page: Any) -> None:
+    open_case(page, "slide", "view")
+    change(page, **{**OFF, "heatmap": True, "threshold": 0.95})
+    look(page, x=32, y=32, scale=0.25, rotation=0)
+    centre(STORED)(page, "")
+    page.evaluate("""() => {
+        const { overlay, viewer } = lobule.view;
+        viewer.addHandler("update-viewport", () => viewer.forceRedraw());
+        viewer.forceRedraw();
+        const gl = overlay.canvas.getContext("webgl2");
+        gl.getSyncParameter = () => gl.UNSIGNALED;
+    }""")
+    change(page, threshold=0.5)
+    centre(viridis(0.902))(page, "")
+
+
+def test_tiles_whose_requests_have_failed_are_requested_again(page: Any) -> None:
+    failed: set[str] = set()
+
+    def fail_once(route: Any) -> None:
+        if route.request.url in failed:
+            route.continue_()
+        else:
+            failed.add(route.request.url)
+            route.fulfill(status=503, body="The server is busy.")
+
+    kinds = ("/tiles/", "/map?", "/finding-tile?")
+    for kind in kinds:
+        page.route(lambda url, kind=kind: kind in url, fail_once)
+    try:
+        open_case(page, "slide", "view")
+        change(page, **{**OFF, "heatmap": True, "points": True})
+        look(page, x=160, y=260, scale=0.5, rotation=0)
+        page.evaluate("lobule.view.showFindings('lymphoid')")
+        until(page, "lobule.view.viewer.world.getItemAt(0).lastDrawn.some((one) => one.level === 1)")
+        until(page, "lobule.view.inView.findings === 6")
+        settle(page)
+        near(colour_at(page, 288, 288), viridis(0.902))
+        near(colour_at(page, 100, 400), viridis(0.95), 12)
+        change(page, heatmap=False)
+        near(colour_at(page, 288, 288), STORED)
+    finally:
+        page.unroute_all()
+    assert all(any(kind in url for url in failed) for kind in kinds)

@@ -158,3 +158,8 @@ export async function post<T>(path: string, body: unknown): Promise<T> {
 export function query(values: Record<string, string | number>): string {
   return new URLSearchParams(Object.entries(values).map(([name, value]) => [name, String(value)])).toString();
 }
+
+/** How long to wait before a failed request is repeated, in milliseconds: longer each time, up to a minute. */
+export function retryDelay(failures: number): number {
+  return Math.min(60_000, 1000 * 2 ** failures);
+}

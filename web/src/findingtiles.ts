@@ -1,7 +1,7 @@
 // Tiles of findings: single points where few are in view, counts and maxima otherwise.
 
 import type { Affine } from "./affine";
-import { getBytes, query } from "./api";
+import { getBytes, query, retryDelay } from "./api";
 
 export interface PointTile {
   kind: "points" | "bins";
@@ -38,11 +38,11 @@ export function mostPerBin(tiles: PointTile[]): number {
   return tiles.reduce((most, tile) => Math.max(most, tile.most), 1);
 }
 
-const RETRY_MS = 3000;
-
 export class FindingLayer {
   private tiles = new Map<string, PointTile>();
   private loading = new Set<string>();
+  /** How often the request of a tile has failed. */
+  private failures = new Map<string, number>();
   private onFirst: () => void = () => {};
   /** Resolves when a tile was received, or could not be. */
   readonly first = new Promise<void>((done) => (this.onFirst = done));
@@ -112,8 +112,18 @@ export class FindingLayer {
         this.loading.delete(key);
         this.onLoad();
       })
-      .catch(() => setTimeout(() => { this.loading.delete(key); this.onLoad(); }, RETRY_MS))
+      .catch(() => this.retryLater(key))
       .finally(() => this.onFirst());
+  }
+
+  /** Request a tile again after some time if it is then in view. */
+  private retryLater(key: string): void {
+    const failures = this.failures.get(key) ?? 0;
+    this.failures.set(key, failures + 1);
+    setTimeout(() => {
+      this.loading.delete(key);
+      this.onLoad();
+    }, retryDelay(failures));
   }
 }
 

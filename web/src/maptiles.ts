@@ -1,6 +1,6 @@
 // Tiles of a score map: loaded when they come into view, kept as raw scores and states.
 
-import { getBytes, query, type MapInfo } from "./api";
+import { getBytes, query, retryDelay, type MapInfo } from "./api";
 
 export const PENDING = 0, GLASS = 1, SCORED = 2, FAILED = 3;
 /** State of the border cells that lie outside the map. */
@@ -33,7 +33,9 @@ export class MapLayer {
   /** The number of the latest request of each tile that is being loaded. */
   private loading = new Map<string, number>();
   private requests = 0;
-  private failed = new Set<string>();
+  /** How often the request of a tile has failed since the last success. */
+  private failures = new Map<string, number>();
+  private waiting = new Set<string>();
   private versions = 0;
 
   constructor(
@@ -94,7 +96,7 @@ export class MapLayer {
       this.tiles.set(key, tile);
       return;
     }
-    if (!this.failed.has(key)) this.load(key, level, column, row);
+    if (!this.waiting.has(key)) this.load(key, level, column, row);
   }
 
   private load(key: string, level: number, column: number, row: number): void {
@@ -107,18 +109,31 @@ export class MapLayer {
       .then((bytes) => {
         if (this.loading.get(key) !== number) return;
         this.tiles.set(key, parse(bytes, ++this.versions));
+        this.failures.delete(key);
         while (this.tiles.size > MOST_TILES) this.tiles.delete(this.tiles.keys().next().value!);
         this.onLoad();
       })
-      .catch(() => this.failed.add(key))
+      .catch(() => this.retryLater(key))
       .finally(() => {
         if (this.loading.get(key) === number) this.loading.delete(key);
       });
   }
 
+  /** Request a tile again after some time if it is then in view. */
+  private retryLater(key: string): void {
+    const failures = this.failures.get(key) ?? 0;
+    this.failures.set(key, failures + 1);
+    this.waiting.add(key);
+    setTimeout(() => {
+      this.waiting.delete(key);
+      this.onLoad();
+    }, retryDelay(failures));
+  }
+
   /** Load the tiles over a written chunk again. */
   refresh(chunkRow: number, chunkColumn: number): void {
-    this.failed.clear();
+    this.failures.clear();
+    this.waiting.clear();
     const [height, width] = this.info.chunk;
     for (const key of [...this.tiles.keys()]) {
       const [level, column, row] = key.split("/").map(Number);

@@ -34,6 +34,9 @@ export class Overlay {
   private resting = 0;
   private refreshing = 0;
   private paintedAt = 0;
+  /** The affine of the source when it was last drawn. */
+  private followed: Affine = IDENTITY;
+  private isDestroyed = false;
   /** How often the canvas has been painted. */
   paints = 0;
 
@@ -62,20 +65,23 @@ export class Overlay {
 
   /** The content has changed: paint in the next frame. */
   repaint(): void {
+    if (this.isDestroyed) return; // Requests of a slide that was left are answered later.
     this.isStale = true;
     this.schedule();
   }
 
   /** More of the content was loaded: paint soon, but not for every tile. */
   refresh(): void {
+    if (this.isDestroyed) return;
     this.refreshing ||= window.setTimeout(() => this.repaint(), Math.max(0, this.paintedAt + REFRESH_MS - performance.now()));
   }
 
   /** The slide was drawn with another view: move or paint the canvas within the same frame. */
   follow(): void {
-    clearTimeout(this.resting);
-    this.resting = 0;
     const affine = this.source.affine;
+    // OpenSeadragon may draw a slide that rests in every frame, for example one without tiles: it rests all the same.
+    if (this.isStale || affine.some((value, index) => value !== this.followed[index])) this.cancelRest();
+    this.followed = affine;
     const change = multiply(affine, invert(this.paintedWith));
     const distance = isShift(change) ? Math.max(Math.abs(change[4]), Math.abs(change[5])) : Infinity;
     if (!this.isStale && distance <= this.reach) {
@@ -92,16 +98,18 @@ export class Overlay {
   }
 
   destroy(): void {
+    this.isDestroyed = true;
     cancelAnimationFrame(this.scheduled);
-    clearTimeout(this.resting);
+    this.cancelRest();
     clearTimeout(this.refreshing);
-    this.scheduled = this.resting = this.refreshing = 0;
+    this.scheduled = this.refreshing = 0;
     this.isStale = false;
     this.painter.canvas.remove();
   }
 
   private addPainter(plain: boolean): Painter {
     const painter = createPainter(plain, () => {
+      if (this.isDestroyed) return;
       this.painter.canvas.remove();
       this.painter = this.addPainter(true);
       this.onReplaced();
@@ -120,13 +128,16 @@ export class Overlay {
   }
 
   private paintAtRest(): void {
-    this.resting = window.setTimeout(() => {
+    this.resting ||= window.setTimeout(() => {
+      this.resting = 0;
       if (this.painter.isBusy || !this.element.isConnected) this.paintAtRest();
-      else {
-        this.resting = 0;
-        this.paint(this.source.affine, true);
-      }
+      else this.paint(this.source.affine, true);
     }, REST_MS);
+  }
+
+  private cancelRest(): void {
+    clearTimeout(this.resting);
+    this.resting = 0;
   }
 
   /** Move the picture by whole device pixels, so that it stays sharp; other changes are approximate. */

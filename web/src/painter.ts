@@ -54,10 +54,13 @@ export interface Frame {
   keepsRest?: boolean;
 }
 
+/** A graphics processor that has not reported the end of a frame after this time is asked for the next one all the same. */
+const MOST_BUSY_MS = 1000;
+
 export interface Painter {
   readonly name: "webgl" | "canvas";
   readonly canvas: HTMLCanvasElement;
-  /** Whether the graphics processor has not yet finished the last frame. */
+  /** Whether the graphics processor has not yet finished the last frame. False after a second: some never report it. */
   readonly isBusy: boolean;
   paint(frame: Frame): void;
 }
@@ -87,6 +90,7 @@ class GlPainter implements Painter {
   private colourName = "";
   private lineBuffer: WebGLBuffer;
   private fence: WebGLSync | null = null;
+  private fencedAt = 0;
 
   constructor(
     readonly canvas: HTMLCanvasElement,
@@ -120,11 +124,13 @@ class GlPainter implements Painter {
     this.forget(frame);
     if (this.fence) gl.deleteSync(this.fence);
     this.fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    this.fencedAt = performance.now();
     gl.flush();
   }
 
   get isBusy(): boolean {
-    return this.fence !== null && !this.gl.isContextLost() && this.gl.getSyncParameter(this.fence, this.gl.SYNC_STATUS) === this.gl.UNSIGNALED;
+    if (this.fence === null || this.gl.isContextLost() || performance.now() - this.fencedAt > MOST_BUSY_MS) return false;
+    return this.gl.getSyncParameter(this.fence, this.gl.SYNC_STATUS) === this.gl.UNSIGNALED;
   }
 
   private begin(program: WebGLProgram, frame: Frame) {

@@ -84,6 +84,8 @@ export class SlideView implements OverlaySource {
       minZoomImageRatio: 0.5,
       visibilityRatio: 0.2,
       imageLoaderLimit: 12,
+      tileRetryMax: 4,
+      tileRetryDelay: 1500,
       maxTilesPerFrame: 12,
       maxImageCacheCount: 600,
       imageSmoothingEnabled: true,
@@ -104,6 +106,8 @@ export class SlideView implements OverlaySource {
     for (const name of ["resize", "open"]) viewer.addHandler(name, () => this.redraw());
     for (const name of ["animation-finish", "open"]) viewer.addHandler(name, () => this.onSettled());
     viewer.addHandler("open", () => this.home(true));
+    // OpenSeadragon draws a visible slide without tiles again in every frame.
+    if (!this.image.levels?.length) viewer.addHandler("open", () => this.viewer.world.getItemAt(0).setOpacity(0));
     let profile = settings.profile;
     this.stop.push(
       onChange(() => {
