@@ -140,7 +140,9 @@ def test_tiles_of_clients_that_have_gone_are_not_decoded(image: OpenedImage) -> 
     assert decoded == [0, 299 % 11]
 
 
-def test_a_process_that_is_killed_fails_its_requests_only(image: OpenedImage) -> None:
+def test_a_process_that_is_killed_fails_its_requests_only_and_is_replaced(
+    image: OpenedImage, caplog: pytest.LogCaptureFixture
+) -> None:
     async def use(processes: TileProcesses, process: TileProcess) -> bytes | None:
         queue = TileQueue(processes, lambda tile: b"here")
         child = psutil.Process(process.pid)
@@ -152,9 +154,57 @@ def test_a_process_that_is_killed_fails_its_requests_only(image: OpenedImage) ->
             await future
         await process.ended
         assert processes.free() is None
+        assert await queue.add((image, 0, 0, 0), *never(1)) == b"here"
+        while (other := processes.free()) is None:
+            await asyncio.sleep(0.02)
+        assert other.pid != process.pid
         return await queue.add((image, 0, 0, 0), *never(1))
 
-    assert with_process(use) == b"here"
+    with caplog.at_level(logging.WARNING, "lobule.server"):
+        assert with_process(use) == Slides().decoded_tile(image, 0, 0, 0)
+    assert (
+        "ended (signal SIGKILL, perhaps because there was no memory left). Another one is started now"
+        in caplog.text
+    )
+
+
+class FailingTransport(asyncio.SubprocessTransport):
+    def get_returncode(self) -> int:
+        return 3
+
+    def close(self) -> None:
+        pass
+
+
+def test_processes_that_end_again_and_again_are_replaced_a_few_times_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[TileProcess] = []
+
+    async def fail(
+        new: Callable[[], TileProcess], *_: Any, **__: Any
+    ) -> tuple[FailingTransport, TileProcess]:
+        started.append(new())
+        started[-1].connection_made(FailingTransport())
+        started[-1].process_exited()
+        return FailingTransport(), started[-1]
+
+    async def run() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "subprocess_exec", fail)
+        processes = TileProcesses(1)
+        processes.may_start = True
+        processes.start()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await processes.close()
+
+    with caplog.at_level(logging.WARNING, "lobule.server"):
+        asyncio.run(run())
+    assert len(started) == 1 + tile_processes.MOST_REPLACED
+    assert (
+        caplog.text.count("ended (exit status 3). Another one is started now") == tile_processes.MOST_REPLACED
+    )
+    assert caplog.text.count("Another one is started in 60 seconds") == 1
 
 
 def test_a_tile_of_a_file_that_has_changed_is_left_to_the_server(image: OpenedImage, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -31,16 +32,24 @@ from lobule.server.tile_process import main
 main()
 """
 END_SECONDS = 2.0
+MOST_REPLACED, REPLACED_SECONDS = 3, 60.0
+"""At most so many processes are started within this time for others that have ended. A file that
+ends every process that decodes it costs little then."""
 
 Tile = tuple[OpenedImage, int, int, int]
 """An image and a level, a column and a row."""
 
 
 class TileProcess(asyncio.SubprocessProtocol):
-    """One process and the requests that it has not answered."""
+    """One process and the requests that it has not answered.
 
-    def __init__(self) -> None:
+    Args:
+        on_end: Called with the process when it has ended.
+    """
+
+    def __init__(self, on_end: Callable[[TileProcess], None]) -> None:
         loop = asyncio.get_running_loop()
+        self._on_end = on_end
         self._transport: Any = None
         self._received = bytearray()
         self.is_ready = False
@@ -82,7 +91,9 @@ class TileProcess(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self._give_up()
+        self.close()  # The pipes of a process that ended by itself.
         self.ended.set_result(None)
+        self._on_end(self)
 
     def _give_up(self) -> None:
         self.is_ready = False
@@ -90,6 +101,16 @@ class TileProcess(asyncio.SubprocessProtocol):
             answer = self.waiting.popleft()
             if not answer.done():
                 answer.set_exception(ProcessEnded())
+
+    @property
+    def cause_of_end(self) -> str:
+        """Why a process that has ended did so."""
+        status: int = self._transport.get_returncode()
+        if status >= 0:
+            return f"exit status {status}"
+        name = signal.Signals(-status).name
+        memory = ", perhaps because there was no memory left" if name == "SIGKILL" else ""
+        return f"signal {name}{memory}"
 
     def close(self) -> None:
         if self._transport is not None:
@@ -107,6 +128,8 @@ class ProcessEnded(OSError):
 class TileProcesses:
     """Processes that are started when they are needed, and end with the server.
 
+    A process that ends by itself is replaced.
+
     Args:
         count: Number of processes; 0 never starts any.
     """
@@ -116,7 +139,10 @@ class TileProcesses:
         self.may_start = False
         """Only a server that closes the processes when it ends may start them."""
         self._processes: list[TileProcess] = []
-        self._starting: asyncio.Task[None] | None = None
+        self._is_started = False
+        self._starting: set[asyncio.Task[None]] = set()
+        self._replaced: deque[float] = deque(maxlen=MOST_REPLACED)
+        """When processes were or will be started for others that have ended."""
 
     def free(self) -> TileProcess | None:
         """Return the process with the fewest requests; None if all have enough, or none is running."""
@@ -127,35 +153,65 @@ class TileProcesses:
 
     def start(self) -> None:
         """Start the processes in the background, once."""
-        if self.may_start and self.count and self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._start())
+        if not self._is_started and self.may_start:
+            self._is_started = True
+            self._start_soon(self.count)
 
     async def close(self) -> None:
         """End the processes."""
         self.may_start = False
-        if self._starting is not None:
-            await self._starting
-        for process in self._processes:
+        if self._starting:
+            await asyncio.wait(self._starting)
+        processes = list(self._processes)
+        for process in processes:
             process.close()
-        if self._processes:
-            await asyncio.wait([process.ended for process in self._processes], timeout=END_SECONDS)
+        if processes:
+            await asyncio.wait([process.ended for process in processes], timeout=END_SECONDS)
         self._processes.clear()
 
-    async def _start(self) -> None:
+    def _start_soon(self, count: int) -> None:
+        if self.may_start and count:
+            task = asyncio.get_running_loop().create_task(self._start(count))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start(self, count: int) -> None:
         loop = asyncio.get_running_loop()
         command = [sys.executable, "-I", "-c", START, json.dumps(sys.path)]
         # Ctrl-C reaches the processes of the terminal's group; these end when the server ends.
         group = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
         try:
-            for _ in range(self.count):
-                _, process = await loop.subprocess_exec(TileProcess, *command, stderr=None, **group)
-                self._processes.append(process)
+            for _ in range(count):
+                _, process = await loop.subprocess_exec(
+                    lambda: TileProcess(self._replace), *command, stderr=None, **group
+                )
+                if not process.ended.done():
+                    self._processes.append(process)
         except (OSError, NotImplementedError) as error:  # No memory for a process, or a loop without them.
             log.warning(
                 "Only %d of %d processes that decode tiles could be started (%s: %s). The server decodes the "
                 "other tiles itself, more slowly",
                 len(self._processes), self.count, type(error).__name__, error,
             )  # fmt: skip
+
+    def _replace(self, process: TileProcess) -> None:
+        """Start a process for one that has ended by itself."""
+        if process in self._processes:
+            self._processes.remove(process)
+        if not self.may_start:
+            return
+        loop = asyncio.get_running_loop()
+        now = start = loop.time()
+        if len(self._replaced) == MOST_REPLACED:
+            start = max(now, self._replaced[0] + REPLACED_SECONDS)
+        self._replaced.append(start)
+        when = f"in {start - now:.0f} seconds" if start > now else "now"
+        log.warning(
+            "A process that decodes tiles has ended (%s). Another one is started %s",
+            process.cause_of_end,
+            when,
+        )
+        loop.call_at(start, self._start_soon, 1)
 
 
 class TileQueue:
