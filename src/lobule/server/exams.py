@@ -7,8 +7,8 @@ from typing import Any
 
 from lobule.errors import LobuleError
 from lobule.mammograms.dicom import examine_dicom
+from lobule.server.file_versions import file_state
 from lobule.server.library import Entry, Library
-from lobule.server.slide_tiles import file_version
 
 DATE_COLUMNS = ("date", "study_date", "acquired", "year")
 """Columns of a cohort that state when an exam was acquired, in the order in which they are tried."""
@@ -43,12 +43,12 @@ def exam_date(library: Library, entry: Entry) -> str:
                 return value.replace("-", "")
     for file in library.images(entry).values():
         try:
-            return _acquired(file.path, file_version(file.path))[:8]
+            return _acquired(file.path, file_state(file.path))[:8]
         except (LobuleError, OSError):
             continue
     return ""
 
 
 @lru_cache(maxsize=4096)
-def _acquired(path: str, version: str) -> str:
+def _acquired(path: str, state: str) -> str:
     return "" if path.lower().endswith(".png") else examine_dicom(path).acquired

@@ -15,7 +15,8 @@ from lobule.geometry import Box, Lattice
 from lobule.mammograms.dicom_codes import OVERRIDES
 from lobule.mammograms.exams import read_view, view_named
 from lobule.mammograms.record import Mammogram
-from lobule.server.slide_tiles import OpenedImage, Slides, file_version
+from lobule.server.file_versions import file_state
+from lobule.server.slide_tiles import OpenedImage, Slides
 
 ENCODED_BYTES = 48 << 20
 """Map tiles and thumbnails that stay in memory."""
@@ -70,7 +71,7 @@ class Pixels:
 
     def view(self, path: str, name: str) -> Mammogram:
         """Read one view of an exam with its full depth. `name` is that of the view, such as `L-CC`."""
-        key = path, file_version(path)
+        key = path, file_state(path)
         with self._view_lock:  # One at a time: a decoded view has tens of megabytes.
             mammogram: Mammogram | None = self._views.get(key)
             if mammogram is None:

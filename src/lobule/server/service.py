@@ -18,12 +18,13 @@ from lobule.results.folder import RESULT
 from lobule.server import details
 from lobule.server.differences import cells_of_map, cells_of_truth
 from lobule.server.events import Watcher
+from lobule.server.file_versions import file_state
 from lobule.server.finding_tiles import CaseFindings
 from lobule.server.library import Entry, Library
 from lobule.server.map_tiles import LoadedMap, MapCells, ScoreRange
 from lobule.server.options import ServerOptions
 from lobule.server.pixels import ByteCache, Pixels
-from lobule.server.slide_tiles import OpenedImage, file_version
+from lobule.server.slide_tiles import OpenedImage
 from lobule.stitch import State
 
 FINDINGS_BYTES = 256 << 20
@@ -113,7 +114,7 @@ class Service:
         if other == "truth":
             if entry.row is None or entry.row.annotation is None:
                 raise HTTPException(404, "The cohort has no annotation of the case.")
-            key = entry.row.annotation, file_version(entry.row.annotation)
+            key = entry.row.annotation, file_state(entry.row.annotation)
             annotation = self._annotations.get(key)
             if annotation is None:
                 annotation = read_annotation(entry.row.annotation, l0_size=self._slide_size(entry))

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from lobule.geometry import Box, Lattice, Size
 from lobule.server.colours import ColourProfile, read_profile
+from lobule.server.file_versions import content_version, file_state
 from lobule.slides.slide import Slide, open_slide
 
 QUALITY = 88
@@ -50,8 +50,10 @@ class OpenedImage:
 
     slide: Slide
     levels: tuple[TileLevel, ...]
+    state: str
+    """The state of the file when it was opened, by which a change is noticed."""
     version: str
-    """Changes when the file changes."""
+    """The version of the file's content; empty where nobody asks for it."""
     mpp: float | None = None
     """The µm/px with which the slide was opened, if it was stated."""
     profile: ColourProfile | None = None
@@ -59,9 +61,8 @@ class OpenedImage:
 
     @cached_property
     def tag(self) -> bytes:
-        """A hash of the file's path and version, for ETags."""
-        key = f"{self.slide.path}\0{self.version}".encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(key, digest_size=12).hexdigest().encode()
+        """A hash of the version of the file's content, for ETags."""
+        return hashlib.blake2b(self.version.encode(), digest_size=12).hexdigest().encode()
 
     def to_srgb(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert pixels by the profile of the file; unchanged without a profile."""
@@ -74,26 +75,33 @@ class Slides:
     Args:
         most_open: Largest number of open slides.
         cache_bytes: Memory for decoded tiles of each slide.
+        has_versions: Whether the opened slides have the version of their content, for which files are read.
     """
 
-    def __init__(self, most_open: int = MAX_OPEN_SLIDES, cache_bytes: int = SLIDE_CACHE_BYTES) -> None:
-        self._most_open, self._cache_bytes = most_open, cache_bytes
+    def __init__(
+        self,
+        most_open: int = MAX_OPEN_SLIDES,
+        cache_bytes: int = SLIDE_CACHE_BYTES,
+        has_versions: bool = True,
+    ) -> None:
+        self._most_open, self._cache_bytes, self._has_versions = most_open, cache_bytes, has_versions
         self._open: OrderedDict[tuple[str, float | None], OpenedImage] = OrderedDict()
         self._lock = threading.Lock()
 
     def open(self, path: str, mpp: float | None) -> OpenedImage:
         """Open a slide, or return it if it is open and its file has not changed."""
-        key, version = (path, mpp), file_version(path)
+        key, state = (path, mpp), file_state(path)
         with self._lock:
             opened = self._open.get(key)
-            if opened is not None and opened.version == version:
+            if opened is not None and opened.state == state:
                 self._open.move_to_end(key)
                 return opened
+        version = content_version(path) if self._has_versions else ""
         slide = open_slide(path, mpp=mpp)
         slide.use_cache(self._cache_bytes)
         data = slide.colour_profile
         profile = None if data is None else read_profile(data)
-        opened = OpenedImage(slide, tile_levels(slide), version, mpp, profile)
+        opened = OpenedImage(slide, tile_levels(slide), state, version, mpp, profile)
         with self._lock:
             self._open[key] = opened
             while len(self._open) > self._most_open:
@@ -143,12 +151,6 @@ def tile_levels(slide: Slide) -> tuple[TileLevel, ...]:
             levels.append(TileLevel(lattice.size, tile, (float(factor), float(factor)), None, lattice))
         factor *= 2
     return tuple(levels)
-
-
-def file_version(path: str) -> str:
-    """Return a text that changes when the file is replaced or changed. Raises `OSError` if it is gone."""
-    state = Path(path).stat()
-    return f"{state.st_size:x}-{state.st_mtime_ns:x}-{state.st_ino:x}"
 
 
 def encode(pixels: NDArray[np.uint8], subsampling: str = "444") -> bytes:

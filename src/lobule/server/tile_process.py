@@ -26,7 +26,7 @@ CACHE_BYTES = 16 << 20
 
 def request_line(image: OpenedImage, level: int, column: int, row: int) -> bytes:
     """Return the request of a tile."""
-    return json.dumps([str(image.slide.path), image.mpp, image.version, level, column, row]).encode() + b"\n"
+    return json.dumps([str(image.slide.path), image.mpp, image.state, level, column, row]).encode() + b"\n"
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # What a library prints must not be read as a tile.
-    slides = Slides(MOST_OPEN, CACHE_BYTES)
+    slides = Slides(MOST_OPEN, CACHE_BYTES, has_versions=False)
     try:
         _send(answers.fileno(), LENGTH.pack(0))  # Everything is imported.
         for line in sys.stdin.buffer:
@@ -51,10 +51,10 @@ def _send(descriptor: int, data: bytes) -> None:
 
 
 def _tile(slides: Slides, line: bytes) -> bytes | None:
-    path, mpp, version, level, column, row = json.loads(line)
+    path, mpp, state, level, column, row = json.loads(line)
     try:
         image = slides.open(path, mpp)
-        return slides.decoded_tile(image, level, column, row) if image.version == version else None
+        return slides.decoded_tile(image, level, column, row) if image.state == state else None
     except (OSError, LobuleError, ValueError, MemoryError):
         return None  # The server decodes it again and reports the error.
 
