@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.server.browsing import AXE, NEEDS_BROWSER, settle, until
+from lobule.files import write_json
+from lobule.results import Results
+from lobule.server.library import Library, Source
+from lobule.stitch import State
+from tests.server.browsing import AXE, NEEDS_BROWSER, case_id, serving, settle, until
 from tests.server.feature_site import FeatureSite, open_case
+from tests.server.support import begin, square_scores, squares, write_case, write_jpeg_slide
 
 pytestmark = [
     pytest.mark.campaign,
@@ -40,6 +49,56 @@ SCREENS: dict[str, tuple[str, list[str]]] = {
 """The case or address of each screen, and the keys that lead to it."""
 
 
+DAMAGED: dict[str, tuple[str, str]] = {
+    "running": ("running", ""),
+    "failed fields": ("failed", ""),
+    "missing slide": ("missing", ""),
+    "without WebGL": ("failed", "?plain"),
+}
+"""The case in which something is missing, and what its address ends with."""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with a running scan, a slide with failed fields, and a case without its slide."""
+    root = tmp_path_factory.mktemp("damaged")
+    slide = write_jpeg_slide(root / "slide.tif", [squares(1100, 900)])
+    results = begin(root, ["running", "failed", "missing"])
+    scores = square_scores(57, 69)
+    states = np.full(scores.shape, State.SCORED, np.uint8)
+    write_case(results, "running", slide, scores, states, [], finished=False)
+    write_case(results, "missing", Path("/moved/slide.tif"), scores, states, [])
+    states[10:20, 10:30] = State.FAILED
+    write_case(results, "failed", slide, scores, states, [])
+    fail_fields(results)
+    with serving(Library([Source("results", results)])) as url:
+        yield url
+
+
+def fail_fields(results: Results) -> None:
+    path = results.case_folder("failed").path / "result.json"
+    cause = "tile 1204: the JPEG stream ends too early"
+    fields = [
+        {"pass": "scan", "image": "slide", "l0_box": [160 + 160 * n, 160, 160, 160], "cause": cause}
+        for n in range(2)
+    ]
+    write_json(path, json.loads(path.read_text()) | {"status": "partial", "failed": fields})
+
+
+def assert_nothing_serious(page: Any) -> None:
+    page.evaluate(AXE.read_text())
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => (document.documentElement.dataset.theme = theme)", theme)
+        page.wait_for_timeout(300)
+        report = page.evaluate("axe.run({ resultTypes: ['violations'] })")
+        serious = {
+            one["id"]: one["nodes"][0]["html"][:200]
+            for one in report["violations"]
+            if one["impact"] in ("serious", "critical")
+        }
+        assert serious == {}, theme
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_nothing_serious_on_any_screen(page: Any, features: FeatureSite, screen: str) -> None:
     where, keys = SCREENS[screen]
@@ -54,14 +113,32 @@ def test_nothing_serious_on_any_screen(page: Any, features: FeatureSite, screen:
         settle(page)
     if "difference" in screen or "truth" in screen:
         until(page, "lobule.beside?.viewer.isOpen()")
-    page.evaluate(AXE.read_text())
-    for theme in ("light", "dark"):
-        page.evaluate("(theme) => (document.documentElement.dataset.theme = theme)", theme)
-        page.wait_for_timeout(300)
-        report = page.evaluate("axe.run({ resultTypes: ['violations'] })")
-        serious = {
-            one["id"]: one["nodes"][0]["html"][:200]
-            for one in report["violations"]
-            if one["impact"] in ("serious", "critical")
-        }
-        assert serious == {}, theme
+    assert_nothing_serious(page)
+
+
+@pytest.mark.parametrize("screen", DAMAGED)
+def test_nothing_serious_where_something_is_missing(page: Any, damaged: str, screen: str) -> None:
+    name, suffix = DAMAGED[screen]
+    page.goto(f"{damaged}/{suffix}")
+    page.wait_for_selector(".row")
+    case = case_id(page, name)
+    page.goto(f"{damaged}/{suffix}#/case/{case}")
+    until(page, f"window.lobule?.view?.detail?.id === '{case}' && lobule.view.viewer.isOpen()")
+    until(page, "!lobule.view.page.isPending")
+    if name == "failed":
+        page.click("[role=tab]:text('details')")
+    settle(page)
+    page.wait_for_selector(".notice" if screen != "failed fields" else "[role=tabpanel][aria-label=details]")
+    assert_nothing_serious(page)
+
+
+def test_nothing_serious_where_the_results_have_vanished(page: Any, features: FeatureSite) -> None:
+    error = {"error": "the results are not there: /data/results"}
+    page.route("**/api/cases/*", lambda route: route.fulfill(status=503, json=error))
+    try:
+        page.goto(features.url + "/#/case/" + "0" * 24)
+        page.reload()
+        page.wait_for_selector("[role=alert]")
+        assert_nothing_serious(page)
+    finally:
+        page.unroute_all()
