@@ -54,6 +54,8 @@ def test_wrong_paths_and_ports_are_refused(
     assert "not a folder" in capsys.readouterr().err
     assert view(str(scene.results.path), "--host", "192.0.2.1") == 2  # No machine has this address.
     assert "cannot listen" in capsys.readouterr().err
+    assert view(str(scene.results.path), "--port", "70000") == 2
+    assert "cannot listen on port 70000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one result", "several results"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lobule.cohort import Cohort
     from lobule.server.library import Library, Source
 
+MOST_PORT = 65535
 BUILD = "make viewer"
 """The command that builds the viewer's pages in a checkout."""
 
@@ -203,6 +204,10 @@ def training_cases(bundle: str, rows: Cohort | None) -> Cohort:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Return a listening socket, so that the URL is known before the server starts."""
+    if not 0 <= port <= MOST_PORT:
+        raise UsageError(
+            f"cannot listen on port {port}", expected=f"a number up to {MOST_PORT:,}; 0 chooses a free port"
+        )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=512)
