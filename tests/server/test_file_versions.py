@@ -53,7 +53,12 @@ def test_a_large_file_is_hashed_in_pieces_and_its_time_counts(tmp_path: Path) ->
 
 def test_a_file_is_read_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(file_versions, "_hash", lambda path: read.append(path) or str(len(read)))
+
+    def count(path: str) -> str:
+        read.append(path)
+        return str(len(read))
+
+    monkeypatch.setattr(file_versions, "_hash", count)
     path = tmp_path / "slide.tif"
     path.write_bytes(b"content")
     assert [content_version(str(path)) for _ in range(3)] == ["1"] * 3
