@@ -38,7 +38,7 @@ class Config(Settings):
     threshold: float = 0.5
     """Cells with a higher score are findings."""
     cells: int = 83
-    """Preferred number of cells along a side of a field (L_p in the paper); less if memory is short."""
+    """Preferred number of cells along a side of a field (L_p in the paper); fewer on a CPU."""
     findings: FindingsBy = "components"
     """"components": connected cells with outline and size; "nms": maxima, as in NCRF's code."""
     opening: int = 0
