@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from lobule.results.folder import CaseFolder
 from lobule.results.runs import read_runs
 from lobule.scanning import cards, engine, pipeline
 from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
+from lobule.scanning.loader import LoadedBatch
 from lobule.scanning.scan import Machine, ScanReport, scan
 from tests.scanning.support import (
     BUNDLE,
@@ -167,6 +170,30 @@ def test_a_model_that_cannot_be_copied_uses_one_card(
     both = cards.Cards(Uncopied())
     assert both.copy_model(("cpu", "cpu")) == ("cpu",)
     assert [card.device for card in both.all] == ["cpu"] and "cannot be copied" in caplog.text
+
+
+@pytest.mark.parametrize("pins_memory", [True, False])
+def test_outputs_avoid_pinned_memory_after_a_card_was_lost(
+    pins_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+
+    class Output:
+        """A tensor on a card: a copy to the host that does not block uses pinned memory."""
+
+        dtype = torch.int8
+
+        def to(self, device: str, non_blocking: bool) -> torch.Tensor:
+            copies.append((device, non_blocking))
+            return torch.ones(1)
+
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    stream = SimpleNamespace(synchronize=lambda: None)
+    model = SimpleNamespace(forward=lambda key, batch: {"map": Output()})
+    card = cards.Card("cpu", model, pins_memory=pins_memory)  # type: ignore[arg-type]
+    batch = LoadedBatch(np.arange(1), np.zeros((1, 2, 2, 3), np.uint8), {}, {})
+    assert card.compute("mean", batch, stream)["map"].tolist() == [1]
+    assert copies == [("cpu", pins_memory)]
 
 
 def test_a_defect_in_the_copying_of_a_model_is_not_hidden() -> None:
