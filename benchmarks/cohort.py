@@ -104,9 +104,16 @@ def local(source: BundleSource, cohort: Cohort, out: Path, cores: int) -> float:
 def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores: int) -> float:
     """Seconds per case of workers on Ray."""
     machine = replace(MACHINE, replicas=cores, readers=cores)
-    cluster = ClusterOptions(workers=workers, worker_cpus=cores)
-    for cases in (Cohort(cohort.cases[:FIRST]), cohort):
-        scan_on_ray(source, cases, out, OPTIONS, machine, cluster)
+    # The first scan only chooses the settings, for which workers need not start.
+    scan(
+        source.load(),
+        source.bundle,
+        Cohort(cohort.cases[:FIRST]),
+        out,
+        OPTIONS,
+        replace(machine, cores=cores),
+    )
+    scan_on_ray(source, cohort, out, OPTIONS, machine, ClusterOptions(workers=workers, worker_cpus=cores))
     return seconds_per_case(out)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,6 +48,17 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
         return _hash_file(target, full)
     except OSError as error:
         raise not_readable(error, path) from error
+
+
+def is_quickly_hashed(path: str) -> bool:
+    """Whether `fingerprint` needs little time: the path is that of a small file, or its hash is stored."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a URL is no path
+        return stat.S_ISREG(status.st_mode) and (
+            status.st_size < STORE_FROM or _hash_path(os.path.abspath(path)).exists()  # noqa: PTH100
+        )
+    except (OSError, ValueError, RuntimeError):  # A URL, or there is no such file or no home folder.
+        return False
 
 
 def fingerprint_of_files(paths: Sequence[Path], full: bool = False) -> str:

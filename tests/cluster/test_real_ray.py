@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import pytest
 from lobule.api import export
 from lobule.testing.export import write_known_results
 from tests.cluster.test_case_map import RAY, compare_evaluations, compare_features, files_of
+from tests.cluster.test_ray import results_in
 from tests.methods.scannet.support import write_tiny_bundle
-from tests.scanning.support import pixels_of, tree, write_slide
+from tests.scanning.support import pixels_of, write_slide
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -74,9 +75,9 @@ def cluster(folder: Path) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            finally:
+            with suppress(ProcessLookupError):  # Usually all processes of the cluster have ended.
                 os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -98,4 +99,4 @@ def test_a_scan_by_the_command_on_a_running_cluster(tmp_path: Path) -> None:
         assert on_ray.returncode == 0, on_ray.stderr
         again = lobule("scan", bundle, *slides, "--out", tmp_path / "ray", *options, *ray)
         assert again.returncode == 0, again.stderr
-    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+    assert results_in(tmp_path / "ray") == results_in(tmp_path / "local")

@@ -17,6 +17,7 @@ from lobule.files import read_json, write_json
 from lobule.geometry import Box
 from lobule.results import open_results
 from lobule.results.result import Result
+from lobule.scanning.cases import CaseRunner
 from lobule.scanning.contract import EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
@@ -282,3 +283,25 @@ def test_truncated_chunk_is_recomputed(tmp_path: Path) -> None:
     chunk.write_bytes(chunk.read_bytes()[:5])
     scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)
     assert tree(tmp_path / "r") == want
+
+
+def test_finished_cases_are_skipped_without_threads(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_slide(tmp_path / "b.tif", pixels_of(300, 300))
+    cohort = cohort_of(slide, other)
+    again(cohort, tmp_path / "r")
+    before = tree(tmp_path / "r")
+    started = []
+    run_case = CaseRunner._run_case
+
+    def record(self: CaseRunner, order: int, case: Case) -> None:
+        started.append(case.id)
+        run_case(self, order, case)
+
+    monkeypatch.setattr(CaseRunner, "_run_case", record)
+    again(cohort, tmp_path / "r")
+    assert started == [] and tree(tmp_path / "r") == before
+    write_slide(other, pixels_of(300, 300, 7))
+    again(cohort, tmp_path / "r")
+    assert started == [cohort.cases[1].id], "the slide has changed"

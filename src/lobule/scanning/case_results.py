@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from lobule.cohort import Case
 from lobule.errors import ResultsError
 from lobule.files import flush_all, make_folder, write_json
 from lobule.results.folder import PLAN, RESULT, CaseFolder
-from lobule.results.plan import fingerprints, plan_of
+from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import (
     COMPLETE,
+    FAILED,
     FORMAT,
     PARTIAL,
     RESEARCH_USE,
@@ -28,6 +30,10 @@ from lobule.scanning.open_case import OpenedCase
 from lobule.slides.slide import Slide
 from lobule.stitch import State
 
+log = logging.getLogger("lobule.scan")
+
+DEVICE_LOST = "device_lost"
+"""Field of the result of a case that failed because no device was left. The next run continues the case."""
 NOTHING_SCORED = "Nothing was scored: {}."
 
 
@@ -146,3 +152,28 @@ def is_finished(folder: CaseFolder) -> bool:
         return folder.status in (COMPLETE, PARTIAL, UNSCORED)
     except ResultsError:
         return False
+
+
+def result_if_done(
+    case: Case, folder: CaseFolder, prints: Mapping[str, str], retry_failed: bool
+) -> dict[str, Any] | None:
+    """Return the result of a case that is done with the same input. Delete results of a different input."""
+    plan = folder.path / PLAN
+    if plan.exists() and not same_plan(plan, plan_of(case, prints)):
+        if is_finished(folder):
+            log.warning(
+                "Case %s: its files, its µm/px or its region have changed since it was scanned; "
+                "scanning it again", case.id,
+            )  # fmt: skip
+        folder.clear()
+    try:
+        result = folder.result
+    except ResultsError:
+        return None  # The result is damaged: it is written again from the maps that exist.
+    if result is None or DEVICE_LOST in result:
+        return None
+    if not plan.exists():
+        is_done = result["status"] == FAILED and not retry_failed and result.get("input") == dict(prints)
+    else:
+        is_done = result["status"] in (COMPLETE, UNSCORED) or not retry_failed
+    return result if is_done else None
