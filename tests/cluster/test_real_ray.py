@@ -86,7 +86,9 @@ def lobule(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_scan_by_the_command_on_a_running_cluster(tmp_path: Path) -> None:
+def test_a_scan_by_the_command_on_a_running_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Otherwise Ray asks for a token if an earlier Ray of this user has stored one.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     slides = [write_slide(tmp_path / f"s{n}.tif", pixels_of(500, 400, n)) for n in range(4)]
     bundle = write_tiny_bundle(tmp_path / "bundle", mpp=1.0)
     options = ["--no-tissue", "--precision", "float32", "--runtime", "torch", "--slide-mpp", "1"]
