@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lobule import __version__
@@ -41,6 +42,8 @@ Recorder = Callable[["OpenVinoNet", Tensor], None]
 _recorder: Recorder | None = None
 _conversion = threading.RLock()
 """One thread at a time converts: tracing a network temporarily changes state of the whole process."""
+_has_inferred = threading.Event()
+"""Set after the first inference of this process."""
 
 
 @contextmanager
@@ -104,7 +107,7 @@ class OpenVinoNet(nn.Module):
         x = x.contiguous()
         if shape[0] != size:
             x = torch.cat([x, x.new_zeros((shape[0] - size, *x.shape[1:]))])
-        results = request.infer([x.numpy()], share_inputs=True)
+        results = infer(request, x.numpy())
         outputs = [torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -173,6 +176,21 @@ class OpenVinoNet(nn.Module):
             "ENABLE_CPU_PINNING": False,
         }
         return core().compile_model(model, "CPU", settings)
+
+
+def infer(request: Any, inputs: NDArray[Any]) -> Any:
+    """Run a request; the first one of this process runs alone.
+
+    The Python interface of OpenVINO prepares itself at its first call. If two threads make that call at the
+    same time, one may wait for the other while it has the interpreter's lock that the other needs, and the
+    scan stops forever.
+    """
+    if _has_inferred.is_set():
+        return request.infer([inputs], share_inputs=True)
+    with _conversion:
+        results = request.infer([inputs], share_inputs=True)
+    _has_inferred.set()
+    return results
 
 
 def padded_size(size: int) -> int:
