@@ -23,7 +23,9 @@ from lobule.cli.base import CommandOutput, LazyGroup, run
 from lobule.cli.view import open_library
 from lobule.cohort import Case, Cohort
 from lobule.cohort.manifest import write_cohort
-from lobule.server.app import STATIC, create_app
+from lobule.server import details
+from lobule.server.app import STATIC, ServerOptions, create_app
+from lobule.server.library import Entry, Library
 from tests.server.support import PATIENT, build_scene
 
 
@@ -113,6 +115,27 @@ def test_slides_and_results_are_opened_together(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
 )
+def test_the_results_of_the_list_are_read_once_and_before_it_is_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = open_library([str(build_scene(tmp_path).results.path)], None, None)
+    names_read: list[str] = []
+    summary = details.summary
+
+    def count(library: Library, entry: Entry, options: ServerOptions) -> dict[str, Any]:
+        names_read.append(entry.name)
+        return summary(library, entry, options)
+
+    monkeypatch.setattr(details, "summary", count)
+    with TestClient(create_app(library), base_url="http://localhost") as client:
+        deadline = time.monotonic() + 60
+        while len(names_read) < len(library.entries()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert names_read == [entry.name for entry in library.entries()]
+        assert [row["name"] for row in client.get("/api/cases").json()] == names_read[:2]
+    assert names_read.count("one") == 1
+
+
 def test_another_address_needs_the_printed_token(tmp_path: Path) -> None:
     scene = build_scene(tmp_path)
     command = [

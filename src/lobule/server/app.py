@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def create_app(library: Library, options: ServerOptions | None = None) -> App:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         processes.may_start = True
-        threading.Thread(target=import_module, args=(MAP_LIBRARY,)).start()
+        threading.Thread(target=_prepare, args=(service,), daemon=True).start()
         yield
         await processes.close()
 
@@ -64,6 +64,13 @@ def create_app(library: Library, options: ServerOptions | None = None) -> App:
     api.add_exception_handler(OSError, _os_error)
     tiles = Tiles(library, service.pixels.slides, cores, processes)
     return Gate(api, tiles, options.hosts, options.token)
+
+
+def _prepare(service: Service) -> None:
+    """Read what the first page and the first map need, while the browser starts."""
+    with suppress(LobuleError, OSError):  # The list reports them when it is requested.
+        service.summaries()
+    import_module(MAP_LIBRARY)
 
 
 def new_token() -> str:

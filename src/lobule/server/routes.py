@@ -65,8 +65,7 @@ def session(request: Request) -> dict[str, Any]:
 @router.get("/cases")
 def cases(request: Request) -> list[dict[str, Any]]:
     """One row per case."""
-    service = service_of(request)
-    return [service.summary(entry) for entry in service.library.entries()]
+    return service_of(request).summaries()
 
 
 @router.get("/cases/{case_id}")

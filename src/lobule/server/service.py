@@ -47,6 +47,7 @@ class Service:
         self._readers = ByteCache(128)
         self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._summaries_lock = Lock()
         self._ranges: dict[tuple[str, int, int], tuple[frozenset[tuple[int, int]], float, float]] = {}
 
     def entry(self, case_id: str) -> Entry:
@@ -54,6 +55,11 @@ class Service:
             return self.library.entry(case_id)
         except KeyError:
             raise HTTPException(404, "There is no such case.") from None
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return the rows of the list. Two threads do not read the same results at the same time."""
+        with self._summaries_lock:
+            return [self.summary(entry) for entry in self.library.entries()]
 
     def summary(self, entry: Entry) -> dict[str, Any]:
         """Return a case's row in the list. Results that have not changed are not read again."""
