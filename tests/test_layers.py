@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def module_names() -> dict[str, Path]:
     return names
 
 
-def imports_of(path: Path) -> set[str]:
+@cache
+def imports_of(path: Path) -> frozenset[str]:
     """Dotted names of every import in a file, also those inside functions, as written."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -91,7 +93,7 @@ def imports_of(path: Path) -> set[str]:
             assert node.module is not None
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def rank(module: str) -> tuple[int, int]:
