@@ -290,9 +290,9 @@ def cnn_times(slide: Path, folder: Path, plan: Plan, rounds: int, precisions: Se
             corners, features[precision] = read_features(out)
         times.count = len(corners)
         engine = engine_of(folder / f"{slide.stem}-float32-{repeat}")
-        for name, spent in zip(("read", "model"), times_alone(slide, engine, times.count), strict=True):
-            times.add(name, spent.wall)
-            times.add(f"{name}_cpu", spent.cpu)
+        for name, time_alone in zip(("read", "model"), times_alone(slide, engine, times.count), strict=True):
+            times.add(name, time_alone.wall)
+            times.add(f"{name}_cpu", time_alone.cpu)
         for workers in plan.workers:
             seconds, features["plain"] = run_plain_loop(make_encoder().net, slide, corners, TILE, workers)
             times.add("plain", seconds)

@@ -24,140 +24,35 @@ reported, and the others still run. Parts that would begin more than 7 minutes a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from gpu_measure import (
+    FULL,
+    MPP,
+    TILE,
+    TINY,
+    Plan,
+    Precision,
+    bare,
+    best_seconds,
+    busy_share,
+    device_of,
+    is_late,
+    precision_of,
+    random_input,
+)
 from large_slide import write_large_slide
 from measure import report
-
-MPP, TILE = 0.5, 224
-BEGAN = time.monotonic()
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of the parts."""
-
-    encoders: dict[str, str]
-    widths: tuple[int, ...]
-    head_widths: tuple[int, int]
-    field_cells: int
-    feature_side: int
-    slide_side: int
-    steps: int
-    exam: tuple[int, int]
-    rounds: int
-    latest_start_s: float
-    """Seconds after which no further part or encoder begins."""
-
-
-FULL = Plan(
-    {
-        "resnet50": "resnet50",
-        "vit_l": "timm:vit_large_patch16_224",
-        "vit_h": "timm:vit_huge_patch14_224",
-        "vit_g": "timm:vit_giant_patch14_224",
-    },
-    (64, 128, 256, 512, 512), (1024, 1024), 83, 32_768, 100_000, 300, (2600, 1900), 5, 420,
-)  # fmt: skip
-TINY = Plan(
-    {"resnet50": "resnet18", "vit_l": "timm:vit_tiny_patch16_224"},
-    (4, 4, 8, 8, 8), (8, 8), 4, 3072, 8192, 6, (650, 480), 1, float("inf"),
-)  # fmt: skip
-
-
-def device_of() -> str:
-    from lobule.scanning.device import choose_device
-
-    return choose_device()
-
-
-def precision_of(device: str) -> Precision:
-    is_rounded = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if is_rounded else "float32"
-
-
-def is_late(plan: Plan, what: str) -> bool:
-    """Whether the time is used up. If so, say what is left out."""
-    if time.monotonic() - BEGAN <= plan.latest_start_s:
-        return False
-    print(f"{what}: left out, because {plan.latest_start_s} s are used up")
-    return True
-
-
-def wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def best_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """Seconds of the fastest of some rounds, after one to warm up."""
-    best = float("inf")
-    for round_ in range(rounds + 1):
-        wait(device)
-        began = time.perf_counter()
-        work()
-        wait(device)
-        if round_:
-            best = min(best, time.perf_counter() - began)
-    return best
-
-
-def bare(net: nn.Module, device: str) -> nn.Module:
-    """The network as PyTorch alone would run it."""
-    dtype = torch.bfloat16 if precision_of(device) == "bfloat16" else torch.float32
-    plain = copy.deepcopy(net).eval().requires_grad_(False)
-    placed: nn.Module = plain.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed
-
-
-def random_input(shape: tuple[int, ...], net: nn.Module, device: str) -> torch.Tensor:
-    dtype = next(net.parameters()).dtype
-    x = torch.rand(shape, device=device).to(dtype)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-@contextlib.contextmanager
-def busy_share(name: str, device: str) -> Iterator[dict[str, float]]:
-    """The share of time in which the card computes, as nvidia-smi reports it ten times a second."""
-    shares: list[float] = []
-    out: dict[str, float] = {}
-    if not device.startswith("cuda") or shutil.which("nvidia-smi") is None:
-        yield out
-        return
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
-    with subprocess.Popen([*command, "-i", "0"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = process.stdout
-        numbers = (line for line in lines if line.strip().isdigit())  # Some cards answer "[N/A]".
-        reader = threading.Thread(target=lambda: shares.extend(float(line) / 100 for line in numbers))
-        reader.start()
-        try:
-            yield out
-        finally:
-            process.terminate()
-            reader.join()
-    if shares:
-        out[f"busy_{name}"] = float(np.mean(shares))
-
-
-# -- the parts -----------------------------------------------------------------------------------------------
 
 
 def vgg(plan: Plan) -> nn.Module:
@@ -424,7 +319,7 @@ def main() -> None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 ratios |= section(plan, device, Path(folder))
-        except Exception:  # A card may be lent for minutes only: the other parts are still measured.
+        except Exception:  # The other parts are still measured.
             traceback.print_exc()
             failed.append(name)
         print(f"  ({name} took {time.perf_counter() - began:.0f} s)", flush=True)

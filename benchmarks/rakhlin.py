@@ -167,11 +167,11 @@ def main() -> None:
     for round_ in range(1 if quick else 2):
         numbers = [round_ * replicas + replica for replica in range(replicas)]
         torch.set_num_threads(cores)
-        directly = numbers[:1] if quick else numbers
+        direct_numbers = numbers[:1] if quick else numbers
         elapsed, descriptors["plain"] = run_timed(
-            lambda: np.stack([direct.describe(image, number) for number in directly])  # noqa: B023
+            lambda: np.stack([direct.describe(image, number) for number in direct_numbers])  # noqa: B023
         )
-        seconds["plain"].append(elapsed * len(numbers) / len(directly))
+        seconds["plain"].append(elapsed * len(numbers) / len(direct_numbers))
         for precision, scanner in scanners.items():
             elapsed, descriptors[precision] = run_timed(lambda: scanner.describe(image, numbers))  # noqa: B023
             seconds[precision].append(elapsed)

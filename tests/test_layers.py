@@ -16,7 +16,7 @@ import lobule
 SOURCE = Path(lobule.__file__).parent
 
 ORDER: list[list[str]] = [
-    ["units", "errors", "geometry", "settings", "allocator", "json_text", "raw_files"],
+    ["units", "errors", "geometry", "settings", "allocator", "raw_files"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["dicomweb", "object_stores", "object_folder", "files", "hdf5", "pickles", "fingerprints", "cohort",
      "slides", "mammograms", "annotations", "phantoms", "bundles", "imagenet", "encoders", "results",

@@ -18,7 +18,6 @@ from typing import IO, Any, cast
 from urllib.parse import quote
 
 from lobule.errors import NotReadable, ResultsError, UsageError
-from lobule.json_text import indented_json
 from lobule.object_stores import ObjectFile, RangesNotSupported, is_object_url
 from lobule.raw_files import flush_path, replace_file, temporary_name, tree
 
@@ -237,7 +236,8 @@ def write_json(path: str | Path, value: object, flush_folder: bool = True) -> No
 
     `flush_folder` works as for `write_atomic`.
     """
-    write_text(path, indented_json(value) + "\n", flush_folder)
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", flush_folder)
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -53,10 +53,9 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
 def is_quickly_hashed(path: str) -> bool:
     """Whether `fingerprint` needs little time: the path is that of a small file, or its hash is stored."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - a URL is no path
-        return stat.S_ISREG(status.st_mode) and (
-            status.st_size < STORE_FROM or _hash_path(os.path.abspath(path)).exists()  # noqa: PTH100
-        )
+        status = Path(path).stat()
+        is_small = status.st_size < STORE_FROM
+        return stat.S_ISREG(status.st_mode) and (is_small or _hash_path(str(Path(path).absolute())).exists())
     except (OSError, ValueError, RuntimeError):  # A URL, or there is no such file or no home folder.
         return False
 

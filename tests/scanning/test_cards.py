@@ -1,7 +1,7 @@
 """Several cards in one scan, cards that fail in the middle of it, and the choice of cards.
 
-There is no GPU in the tests: replicas of a CPU stand in for cards, and `torch.cuda` is replaced where only
-its answers matter.
+The tests need no GPU. Replicas on a CPU take the place of cards, and functions of `torch.cuda` are replaced
+where a test depends only on what they return.
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def test_a_process_and_the_server_share_the_work_and_give_the_same_tiles(
     assert not set(positions[:3]) & set(decoded_here)  # The process was free for the first ones.
 
 
-@pytest.mark.parametrize("error", [NotImplementedError("no subprocesses"), OSError("no memory")])
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("this event loop starts no processes"), OSError("no memory")]
+)
 def test_a_server_without_processes_says_so_and_decodes_tiles_itself(
     image: OpenedImage,
     error: Exception,

@@ -7,6 +7,7 @@ zarr.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.json_text import indented_json
 from lobule.raw_files import make_new_folders, read_file, replace_file, write_new_file
 
 GROUP = "zarr.json"
@@ -90,7 +90,7 @@ class ArrayFiles:
             self._write(index, chunk)
 
     def _edges(self, selection: Selection) -> tuple[list[int], list[int]]:
-        edges = [part.indices(length)[:2] for part, length in zip(selection, self.shape, strict=True)]
+        edges = [piece.indices(length)[:2] for piece, length in zip(selection, self.shape, strict=True)]
         return [start for start, _ in edges], [max(start, stop) for start, stop in edges]
 
     def _chunks_under(self, starts: list[int], stops: list[int]) -> Iterator[tuple[int, ...]]:
@@ -145,4 +145,4 @@ def group_description(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Write the `zarr.json` of a group or an array."""
-    write_new_file(f"{folder}/{GROUP}", indented_json(description, 2, ensure_ascii=True).encode())
+    write_new_file(f"{folder}/{GROUP}", json.dumps(description, indent=2).encode())

@@ -330,8 +330,8 @@ def _difference_to_float32(
         model.move_to_device(best, options)
         rounded = [_on_host(model.forward(key, batch)) for key, batch in samples]
     differences = [_difference(*pair) for pair in zip(in_float32, rounded, strict=True)]
-    known = [difference for difference in differences if difference is not None]
-    return (max(known) if len(known) == len(differences) else None), "tissue"
+    finite = [difference for difference in differences if difference is not None]
+    return (max(finite) if len(finite) == len(differences) else None), "tissue"
 
 
 def _difference(exact: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float | None:

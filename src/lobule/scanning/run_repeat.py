@@ -77,9 +77,9 @@ def options_of_run(run: Run, requested: ScanOptions) -> ScanOptions:
     return recorded
 
 
-def _differences(options: ScanOptions, others: ScanOptions) -> str:
-    """Return the options that differ from others, as text."""
-    values, other_values = flattened(asdict(options)), flattened(asdict(others))
+def _differences(options: ScanOptions, compared_with: ScanOptions) -> str:
+    """Return the options whose values differ from those of a second set, as text."""
+    values, other_values = flattened(asdict(options)), flattened(asdict(compared_with))
     different = [name for name in values if name not in other_values or values[name] != other_values[name]]
     return ", ".join(f"{name} {json.dumps(values[name])}" for name in different)[:500]
 

@@ -19,11 +19,11 @@ SINGLE_FILES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
 """Endings of formats whose slides are one file each."""
-MOST_KNOWN = 1000
+MOST_VERSIONS = 1000
 
-_known: OrderedDict[str, tuple[str, str]] = OrderedDict()
-"""The state and the content's version of files, by path."""
-_known_lock = threading.Lock()
+_versions: OrderedDict[str, tuple[str, str]] = OrderedDict()
+"""The last state of each file and the version of its content then, by path."""
+_versions_lock = threading.Lock()
 
 
 def file_state(path: str) -> str:
@@ -45,16 +45,16 @@ def content_version(path: str) -> str:
     if not path.lower().endswith(SINGLE_FILES):
         return f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}-{file_state(path)}"
     state = file_state(path)
-    with _known_lock:
-        known_state, version = _known.get(path, ("", ""))
-        if known_state == state:
-            _known.move_to_end(path)
+    with _versions_lock:
+        last_state, version = _versions.get(path, ("", ""))
+        if last_state == state:
+            _versions.move_to_end(path)
             return version
     version = _hash(path)
-    with _known_lock:
-        _known[path] = state, version
-        while len(_known) > MOST_KNOWN:
-            _known.popitem(last=False)
+    with _versions_lock:
+        _versions[path] = state, version
+        while len(_versions) > MOST_VERSIONS:
+            _versions.popitem(last=False)
     return version
 
 

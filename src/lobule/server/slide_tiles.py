@@ -53,7 +53,7 @@ class OpenedImage:
     state: str
     """The state of the file when it was opened, by which a change is noticed."""
     version: str
-    """The version of the file's content; empty where nobody asks for it."""
+    """The version of the file's content; empty if it was not requested."""
     mpp: float | None = None
     """The µm/px with which the slide was opened, if it was stated."""
     profile: ColourProfile | None = None

@@ -187,7 +187,7 @@ class TileProcesses:
                 )
                 if not process.ended.done():
                     self._processes.append(process)
-        except (OSError, NotImplementedError) as error:  # No memory for a process, or a loop without them.
+        except (OSError, NotImplementedError) as error:  # No memory, or an event loop without processes.
             log.warning(
                 "Only %d of %d processes that decode tiles could be started (%s: %s). The server decodes the "
                 "other tiles itself, more slowly",

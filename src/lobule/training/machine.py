@@ -45,8 +45,8 @@ class TrainMachine:
         auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
         is_any_gpu = first == "cuda" and torch.cuda.is_available()
         device = choose_device(auto_device if first == "auto" or is_any_gpu else first)
-        is_rounded = device.startswith("cuda") and has_bfloat16(device)
-        auto_precision = "bfloat16" if is_rounded else "float32"
+        can_use_bfloat16 = device.startswith("cuda") and has_bfloat16(device)
+        auto_precision = "bfloat16" if can_use_bfloat16 else "float32"
         precision = auto_precision if self.precision == "auto" else self.precision
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"unknown precision '{precision}'", expected="auto, float32 or bfloat16")

@@ -37,8 +37,8 @@ from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp
 
 CPU_CELLS = 56
-"""Most cells of the net's stride along a side of a field on a CPU. Larger fields would compute less twice,
-but need more memory, whose first use takes time, and cores wait longer at the end of a case."""
+"""Most cells of the net's stride along a side of a field on a CPU. Larger fields overlap less, but they need
+more memory, whose first use takes time, and cores wait longer for each other at the end of a case."""
 
 MAX_ANALYSED = 48_000_000
 """Maximum number of cells of a map in the search for findings; larger maps are first reduced by maximum."""
