@@ -3,7 +3,8 @@
     two_workers      cases per second of two Ray workers of one core each, over those of one worker
     ray_over_local   seconds per case of one Ray worker with two cores, over those of the plain loop
     case_ms          milliseconds per case of the plain loop on slides of 64 px: the slope between a small
-                     and a large number of cases, minus that of writing the same files durably
+                     and a large number of cases, minus that of writing the same files durably; the median of
+                     some rounds, because the speed of a disk changes from minute to minute
 
 A trivial case goes the whole way: opening, reading, one field of 235 px through the network, map, findings
 and result. All of this counts in `case_ms` except for the durable writes.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -54,10 +56,11 @@ class Plan:
     side_px: int
     rounds: int
     trivial: tuple[int, int]
+    trivial_rounds: int
 
 
-FULL = Plan(cases=40, side_px=2048, rounds=2, trivial=(200, 1200))
-QUICK = Plan(cases=12, side_px=1024, rounds=1, trivial=(20, 80))
+FULL = Plan(cases=40, side_px=2048, rounds=2, trivial=(200, 1200), trivial_rounds=3)
+QUICK = Plan(cases=12, side_px=1024, rounds=1, trivial=(20, 80), trivial_rounds=1)
 
 
 def slides(folder: Path, count: int, side_px: int, name: str) -> Cohort:
@@ -161,14 +164,18 @@ def trivial_seconds(folder: Path, source: BundleSource, cohort: Cohort, count: i
 def case_ms(plan: Plan, folder: Path) -> float:
     """Milliseconds per case besides its pixels and the durable writes."""
     source, cohort = bundle_in(folder), slides(folder, max(plan.trivial), 64, "t")
-    trivial_seconds(folder, source, cohort, 10)
-    (few, few_writes), (many, many_writes) = (
-        trivial_seconds(folder, source, cohort, count) for count in plan.trivial
-    )
-    cases = plan.trivial[1] - plan.trivial[0]
-    total, writes = 1000 * (many - few) / cases, 1000 * (many_writes - few_writes) / cases
-    print(f"trivial case               {total:8.2f} ms, of which durable writes {writes:.2f} ms")
-    return total - writes
+    trivial_seconds(folder / "first", source, cohort, 10)
+    cases, differences = plan.trivial[1] - plan.trivial[0], []
+    for number in range(plan.trivial_rounds):
+        (few, few_writes), (many, many_writes) = (
+            trivial_seconds(folder / str(number), source, cohort, count) for count in plan.trivial
+        )
+        total, writes = 1000 * (many - few) / cases, 1000 * (many_writes - few_writes) / cases
+        print(
+            f"trivial case               {total:8.2f} ms, of which durable writes {writes:.2f} ms", flush=True
+        )
+        differences.append(total - writes)
+    return statistics.median(differences)
 
 
 def main() -> None:
