@@ -12,13 +12,16 @@ precision (bfloat16 where the card has it), with the pixels already on the card:
     training            share of the time of a training in which it does not wait for patches
     several             rate of a scan with every card over that with one; nothing if there is one card only
     exam                share of a scan of a mammography exam, with heatmaps, in which a replica computes
+    graph_small, graph_large, compiled_small, compiled_large
+                        rate of ResNet-50 in a CUDA graph, and compiled by torch, on batches of 8 and 128
+                        tiles, over that of the bare network; a scan uses neither
     busy_…              share of the time in which the card computes, by nvidia-smi, while the part runs
 
 `--tiny` runs every part with small networks and slides on whatever device there is, a CPU too, in one to two
 minutes; its ratios only show that the script works. `--only PART` runs one part. A part that fails is
 reported, and the others still run. Parts that would begin more than 7 minutes after the start are left out.
 
-    python benchmarks/gpu.py [--tiny] [--only dense|features|slide|training|exam|several]
+    python benchmarks/gpu.py [--tiny] [--only dense|features|slide|training|exam|forms|several]
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpu_forms import forms_part
 from gpu_measure import (
     FULL,
     MPP,
@@ -293,6 +297,7 @@ SECTIONS: dict[str, Callable[[Plan, str, Path], dict[str, float]]] = {
     "slide": slide_part,
     "training": training_part,
     "exam": exam_part,
+    "forms": forms_part,
     "features": features_part,
     "several": several_part,
 }

@@ -34,6 +34,8 @@ class Plan:
     steps: int
     exam: tuple[int, int]
     rounds: int
+    batches: dict[str, int]
+    """A small batch, in which starting the operations may take longer than computing, and a large one."""
     latest_start_s: float
     """Seconds after which no further part or encoder begins."""
 
@@ -45,11 +47,12 @@ FULL = Plan(
         "vit_h": "timm:vit_huge_patch14_224",
         "vit_g": "timm:vit_giant_patch14_224",
     },
-    (64, 128, 256, 512, 512), (1024, 1024), 83, 32_768, 100_000, 300, (2600, 1900), 5, 420,
+    (64, 128, 256, 512, 512), (1024, 1024), 83, 32_768, 100_000, 300, (2600, 1900), 5,
+    {"small": 8, "large": 128}, 420,
 )  # fmt: skip
 TINY = Plan(
     {"resnet50": "resnet18", "vit_l": "timm:vit_tiny_patch16_224"},
-    (4, 4, 8, 8, 8), (8, 8), 4, 3072, 8192, 6, (650, 480), 1, float("inf"),
+    (4, 4, 8, 8, 8), (8, 8), 4, 3072, 8192, 6, (650, 480), 1, {"small": 1, "large": 2}, float("inf"),
 )  # fmt: skip
 
 
