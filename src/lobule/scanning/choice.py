@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lobule.bundles import no_int8_models
-from lobule.errors import ConfigError, ModelError, UsageError
+from lobule.errors import ConfigError, LobuleError, ModelError, UsageError
 from lobule.scanning.contract import OPENVINO, Batch, EngineSettings, Model, ScanOptions
 from lobule.scanning.device import has_bfloat16
 
@@ -95,7 +95,7 @@ def measure(
     threads = torch.get_num_threads()
     torch.set_num_threads(engine.replica_threads)
     try:
-        rates, outputs, placed = _measure_forms(model, forms, options, skipped, precision)
+        rates, outputs, placed = _measure_forms(model, forms, options, skipped)
         best = _best(forms, rates)
         if best != placed:
             model.move_to_device(best, options)
@@ -112,7 +112,6 @@ def _measure_forms(
     forms: list[EngineSettings],
     options: ScanOptions,
     skipped: dict[str, str],
-    precision: str,
 ) -> tuple[dict[str, float], dict[str, dict[str, torch.Tensor]], EngineSettings]:
     """Return the rate and the outputs of each form that runs, and the form of the last move."""
     rates: dict[str, float] = {}
@@ -123,11 +122,14 @@ def _measure_forms(
             rates[_name(form)], outputs[_name(form)] = _rate(model, form, options)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            # A compiled model may support only float32, which is an error only if the user chose another.
-            if precision != "auto" or (form.precision == "float32" and form.runtime == "torch"):
+        except (RuntimeError, LobuleError) as error:
+            # A compiled model may support only float32; the files of OpenVINO may find no space.
+            is_last = not rates and form == forms[-1]
+            if is_last or (form.precision == "float32" and form.runtime == "torch"):
                 raise
             skipped[_name(form)] = str(error).splitlines()[0][:200]
+            if isinstance(error, LobuleError):
+                log.warning("%s is left out of the choice: %s", _name(form), error)
     return rates, outputs, forms[-1]
 
 
@@ -322,14 +324,15 @@ def _difference_to_float32(
         return 0.0, "random pixels"
     samples = [] if real_fields is None else real_fields(best)
     if not samples:
-        exact = next((outputs[_name(form)] for form in forms if form.precision == "float32"), None)
+        in_float32 = [_name(form) for form in forms if form.precision == "float32"]
+        exact = next((outputs[name] for name in in_float32 if name in outputs), None)
         return (None if exact is None else _difference(exact, outputs[_name(best)])), "random pixels"
     with torch.inference_mode():
         model.move_to_device(replace(best, precision="float32", runtime="torch"), options)
-        in_float32 = [_on_host(model.forward(key, batch)) for key, batch in samples]
+        expected = [_on_host(model.forward(key, batch)) for key, batch in samples]
         model.move_to_device(best, options)
-        rounded = [_on_host(model.forward(key, batch)) for key, batch in samples]
-    differences = [_difference(*pair) for pair in zip(in_float32, rounded, strict=True)]
+        actual = [_on_host(model.forward(key, batch)) for key, batch in samples]
+    differences = [_difference(*pair) for pair in zip(expected, actual, strict=True)]
     finite = [difference for difference in differences if difference is not None]
     return (max(finite) if len(finite) == len(differences) else None), "tissue"
 

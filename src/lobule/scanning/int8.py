@@ -23,8 +23,9 @@ from lobule.errors import ConfigError
 from lobule.files import read_json, write_json
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.network_identity import INDEX, signature, structure_digest
+from lobule.scanning.openvino_conversion import convert, save_model
 from lobule.scanning.openvino_library import nncf
-from lobule.scanning.openvino_runtime import OpenVinoNet, convert, padded_size, save_model
+from lobule.scanning.openvino_runtime import OpenVinoNet, padded_size
 
 LEAST_FIELDS = 8
 """Fewest fields for a calibration. More do not hurt; 100 to 300 are usual."""

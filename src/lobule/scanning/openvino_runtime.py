@@ -7,13 +7,10 @@ A network that OpenVINO cannot convert is computed by torch, with a warning that
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lobule import __version__
-from lobule.errors import UsageError
-from lobule.fingerprints import cache_folder
-from lobule.results.locks import lock_file
+from lobule.errors import BundleError, LobuleError
 from lobule.scanning.contract import EngineSettings
+from lobule.scanning.converted_networks import converted
 from lobule.scanning.network_identity import int8_models, network_digest
-from lobule.scanning.openvino_library import core, leave_root_logger_alone, openvino
+from lobule.scanning.openvino_conversion import conversion_lock, failing_layer, last_line
+from lobule.scanning.openvino_library import core
 
 log = logging.getLogger("lobule.scan")
 
@@ -40,8 +36,6 @@ converted for few shapes. The padding depends only on the size of the batch."""
 
 Recorder = Callable[["OpenVinoNet", Tensor], None]
 _recorder: Recorder | None = None
-_conversion = threading.RLock()
-"""One thread at a time converts: tracing a network temporarily changes state of the whole process."""
 _has_inferred = threading.Event()
 """Set after the first inference of this process."""
 
@@ -121,7 +115,7 @@ class OpenVinoNet(nn.Module):
 
     def _int8_models(self) -> dict[tuple[int, ...], Path]:
         if self._int8 is None:
-            with _conversion:
+            with conversion_lock:
                 folder = self._quantised if self._engine.precision == "int8" else None
                 self._int8 = {} if folder is None else int8_models(folder, self.net)
         return self._int8
@@ -141,17 +135,17 @@ class OpenVinoNet(nn.Module):
         return self._fallback(x)
 
     def _compiled_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
-        with _conversion:
+        with conversion_lock:
             if shape not in self._compiled and self._fallback is None:
                 try:
                     self._compiled[shape] = self._compile(self._model_for(shape))
-                except UsageError:
+                except LobuleError:
                     raise
                 except Exception as error:  # OpenVINO raises many undocumented types.
-                    layer = _failing_layer(self.net, x) or "the whole network"
+                    layer = failing_layer(self.net, x) or "the whole network"
                     log.warning(
                         "OpenVINO cannot run %s of %s, so torch computes this network: %s",
-                        layer, type(self.net).__name__, first_line(error),
+                        layer, type(self.net).__name__, last_line(error),
                     )  # fmt: skip
                     self._fallback = self._fallback_of()
             return self._compiled.get(shape)
@@ -159,7 +153,12 @@ class OpenVinoNet(nn.Module):
     def _model_for(self, shape: tuple[int, ...]) -> Any:
         path = self._int8_models().get(shape)
         if path is not None:
-            return core().read_model(path)
+            try:
+                return core().read_model(path)
+            except RuntimeError as error:
+                raise BundleError(
+                    "an int8 model of the bundle cannot be read", subject=path, actual=last_line(error)
+                ) from error
         if self._engine.precision == "int8" and self._quantised is not None:
             log.warning(
                 "The bundle has no int8 model of %s for inputs of the shape %s: they are computed in float32",
@@ -187,7 +186,7 @@ def infer(request: Any, inputs: NDArray[Any]) -> Any:
     """
     if _has_inferred.is_set():
         return request.infer([inputs], share_inputs=True)
-    with _conversion:
+    with conversion_lock:
         results = request.infer([inputs], share_inputs=True)
     _has_inferred.set()
     return results
@@ -198,106 +197,3 @@ def padded_size(size: int) -> int:
     if size > EXACT_BATCHES:
         return -(-size // EXACT_BATCHES) * EXACT_BATCHES
     return 1 << (size - 1).bit_length()
-
-
-def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
-    """Return the float32 model of a network for one input shape, from the cache if it is there."""
-    key = f"{digest} {shape} {openvino().__version__} {torch.__version__} {__version__}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    with ExitStack() as stack:
-        try:
-            path = cache_folder() / "openvino" / f"{name}.xml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_file(path.with_suffix(".lock")))
-        except (OSError, RuntimeError) as error:
-            log.warning("The converted network cannot be cached: %s", error)
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{name}.xml"
-        if path.exists():
-            try:
-                return core().read_model(path)
-            except RuntimeError as error:
-                log.warning(
-                    "%s: the cached network is damaged and is converted again: %s", path, first_line(error)
-                )
-        return _stored(net, shape, path)
-
-
-def _stored(net: nn.Module, shape: tuple[int, ...], path: Path) -> Any:
-    """Convert a network, store it and read it again: a stored model may be compiled to other operations."""
-    save_model(convert(net, shape), path)
-    return core().read_model(path)
-
-
-def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Convert a network for one input shape."""
-    with _conversion_settings():
-        return openvino().convert_model(net, example_input=torch.zeros(shape), input=list(shape))
-
-
-@contextmanager
-def _conversion_settings() -> Iterator[None]:
-    """Let one thread at a time convert, and ignore the warnings of tracing that shapes become constants.
-
-    OpenVINO logs with the root logger. Where NNCF is installed, a conversion imports torch's compiler of
-    extensions, which warns about CUDA without a GPU. Both are silenced; loggers of other modules are not.
-    """
-    leave_root_logger_alone()
-    root = logging.getLogger()
-    silenced = (root, logging.getLogger("torch.utils.cpp_extension"))
-    with _conversion, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        # Without a handler, the first message to the root logger would configure it for the whole process.
-        handler = None if root.handlers else logging.lastResort or logging.NullHandler()
-        if handler is not None:
-            root.addHandler(handler)
-        for logger in silenced:
-            logger.addFilter(_is_error)
-        try:
-            yield
-        finally:
-            for logger in silenced:
-                logger.removeFilter(_is_error)
-            if handler is not None:
-                root.removeHandler(handler)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
-def save_model(model: Any, path: Path) -> None:
-    """Write a model as an XML file and a BIN file. The XML file comes last, so that one is complete."""
-    temporary = path.with_name(f".{path.stem}.part.xml")
-    openvino().save_model(model, temporary, compress_to_fp16=False)
-    temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
-    temporary.replace(path)
-
-
-def _failing_layer(net: nn.Module, x: Tensor) -> str | None:
-    """The name and type of the first layer that cannot be converted alone; None if every layer can."""
-    inputs: dict[str, tuple[Any, ...]] = {}
-    names = {module: name for name, module in net.named_modules() if not list(module.children())}
-
-    def record(module: nn.Module, arguments: tuple[Any, ...], _: Any) -> None:
-        inputs.setdefault(names[module], arguments)
-
-    handles = [module.register_forward_hook(record) for module in names]
-    try:
-        with torch.inference_mode():
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, arguments in inputs.items():
-        layer = net.get_submodule(name)
-        try:
-            with _conversion_settings():
-                openvino().convert_model(layer, example_input=arguments)
-        except Exception:
-            return f"the layer '{name}' ({type(layer).__name__})" if name else type(layer).__name__
-    return None
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
