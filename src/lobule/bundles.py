@@ -224,6 +224,16 @@ def write_bundle(
     return read_bundle(root)
 
 
+def check_no_bundle(path: str | Path, fresh: bool) -> None:
+    """Raise an error if a folder contains a bundle that would be replaced, unless `fresh` allows it."""
+    if (Path(path) / MODEL).exists() and not fresh:
+        raise UsageError(
+            "the folder contains a bundle already",
+            subject=path,
+            remedy="Pass --fresh to replace it, or choose another --out",
+        )
+
+
 def no_int8_models() -> ConfigError:
     """Return the error of a scan in int8 with a bundle that was not quantised."""
     return ConfigError(

@@ -34,6 +34,10 @@ def shell(*arguments: str, **settings: object) -> subprocess.CompletedProcess[st
         (["scan", "nowhere", "slide.tif", "--out", "r", "--set", "=3"], "cannot parse the setting"),
         (["scan", "nowhere", "slide.tif", "--out", "r", "--stride", "0"], "--stride"),
         (["weights", "quantize", "nowhere", "slide.tif", "--out", "r"], "nowhere: not a bundle"),
+        (
+            ["weights", "quantize", "nowhere", "slide.tif", "--out", "bundle"],
+            "bundle: the folder contains a bundle already. Pass --fresh to replace it",
+        ),
         (["features", "nowhere.csv", "--out", "r"], "nowhere.csv"),
         (["train", "scannet", "nowhere.csv", "--out", "r"], "nowhere.csv"),
     ],
@@ -42,6 +46,8 @@ def test_a_missing_path_or_a_wrong_option_is_reported_before_torch_is_imported(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "slide.tif").touch()
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "model.json").touch()
     code = (
         "import sys\nfrom lobule.cli import COMMANDS\nfrom lobule.cli.base import LazyGroup, run\n"
         f"status = run(LazyGroup('lobule', COMMANDS, help=''), {arguments!r})\n"

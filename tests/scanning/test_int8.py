@@ -18,7 +18,7 @@ from lobule.api import scan as scan_bundle
 from lobule.api.quantization import quantize, rank_correlation
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
-from lobule.errors import BundleError, ConfigError
+from lobule.errors import BundleError, ConfigError, UsageError
 from lobule.files import read_json
 from lobule.methods.classifier import convert
 from lobule.nets.inference import for_inference
@@ -120,6 +120,12 @@ def test_what_cannot_be_quantised_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="already quantised"):
         quantize(quantised, cohort, tmp_path / "again")
+    model = (quantised / "model.json").read_bytes()
+    with pytest.raises(UsageError, match="contains a bundle already"):
+        quantize(original, cohort, quantised)
+    with pytest.raises(ConfigError, match="already quantised"):
+        quantize(quantised, cohort, quantised, fresh=True)
+    assert (quantised / "model.json").read_bytes() == model
     small = write_slide(tmp_path / "small.tif", pixels_of(2 * TILE, TILE))
     with pytest.raises(ConfigError, match="too few fields"):
         quantize(original, cohort_of(small), tmp_path / "few")

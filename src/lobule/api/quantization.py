@@ -43,6 +43,7 @@ def quantize(
     *,
     fields: int = 200,
     scans: int = 4,
+    fresh: bool = False,
     slide_mpp: float | None = None,
     max_ram: int = 2 * GIB,
     trust: bool = False,
@@ -59,6 +60,7 @@ def quantize(
         out: Folder of the new bundle.
         fields: Number of fields or tiles for the calibration; fewer if they are large.
         scans: Cases that are scanned completely in both precisions for the report.
+        fresh: Replace an existing bundle in `out`.
         slide_mpp: The µm/px of slides that do not state it.
         max_ram: Memory in bytes that scans with the new bundle may use; it fixes the size of their fields.
         trust: Allow a TorchScript bundle, which can run code.
@@ -69,14 +71,16 @@ def quantize(
     Raises:
         MissingExtra: The extra `quantize` is not installed.
         ConfigError: The bundle is already quantised, or the cohort has too few fields.
+        UsageError: `out` contains a bundle.
     """
-    from lobule.bundles import read_bundle, write_bundle
+    from lobule.bundles import check_no_bundle, read_bundle, write_bundle
     from lobule.cohort import as_cohort
     from lobule.errors import ConfigError
     from lobule.methods import load
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.openvino_library import nncf
 
+    check_no_bundle(out, fresh)
     cases, opened = list(as_cohort(cohort)), read_bundle(bundle)
     if opened.has_int8:
         raise ConfigError("the bundle is already quantised", subject=bundle, remedy="Quantise the original")

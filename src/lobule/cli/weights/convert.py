@@ -76,14 +76,9 @@ def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **opti
     Several mammography checkpoints or bundles become one bundle that averages their scores. If image-wise
     four-view classifiers are among them, those score the exams that lack a view.
     """
-    from lobule.bundles import MODEL
+    from lobule.bundles import check_no_bundle
 
-    if (Path(out) / MODEL).exists() and not fresh:
-        raise UsageError(
-            "the folder contains a bundle already",
-            subject=out,
-            remedy="Pass --fresh to replace it, or choose another --out",
-        )
+    check_no_bundle(out, fresh)
     for name, value in options.items():
         if value and name not in OPTIONS[method]:
             raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--scans", type=click.IntRange(0), default=4, help="Cases to scan in float32 and int8 for the report."
 )
+@click.option("--fresh", is_flag=True, help="Replace an existing bundle.")
 @shared.slide_mpp_option
 @shared.max_ram_option
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
@@ -32,10 +33,12 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     Scans with the new bundle use int8 if the extra `openvino` is installed. The report says how far scores
     are from those in float32. Needs the extra `quantize`.
     """
-    from lobule.bundles import read_bundle
+    from lobule.bundles import check_no_bundle, read_bundle
 
+    # Wrong paths are reported before torch is imported, which takes seconds.
+    check_no_bundle(out, options["fresh"])
     cohort = shared.cohort_of(cases)
-    read_bundle(bundle)  # A wrong path is reported before torch is imported, which takes seconds.
+    read_bundle(bundle)
     from lobule.api.quantization import REPORT, quantize
 
     quantized = quantize(bundle, cohort, out, **options)
