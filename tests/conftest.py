@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,7 +26,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LOBULE_RUNTIME"] = "torch"
 
 
+def pytest_collection_finish() -> None:
+    """Ignore the objects of the libraries and of the collected tests when garbage is collected.
+
+    There are millions of them, and every scan and training collects garbage at its end.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()
     shutil.rmtree(os.environ.pop("LOBULE_CACHE", ""), ignore_errors=True)
 
 

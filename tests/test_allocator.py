@@ -69,3 +69,20 @@ def test_large_blocks_of_a_thread_are_used_again() -> None:
 def test_what_the_user_says_stays(name: str) -> None:
     value = "glibc.malloc.arena_max=4" if name == "GLIBC_TUNABLES" else "4"
     assert measured_by("keep", **{name: value})["told"] == [False, False]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_old_objects_are_ignored_and_those_of_the_application_stay_frozen(frozen: bool) -> None:
+    code = """
+import gc, sys
+from lobule.allocator import old_objects_ignored
+if sys.argv[1] == "True":
+    gc.freeze()
+before = gc.get_freeze_count()
+with old_objects_ignored():
+    within = gc.get_freeze_count()
+print(before > 0, within > 0, gc.get_freeze_count() > 0)
+"""
+    command = [sys.executable, "-c", code, str(frozen)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == [str(frozen), "True", str(frozen)]

@@ -71,8 +71,11 @@ def old_objects_ignored() -> Iterator[None]:
     """Within this context, garbage is collected among new objects only.
 
     Otherwise each full collection visits all objects of the libraries and networks, which takes a tenth of a
-    second, and small cases cause many of them.
+    second, and small cases cause many of them. If the application froze its objects itself, they stay frozen.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield
