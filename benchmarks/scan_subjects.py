@@ -36,7 +36,7 @@ def make_bundle(kind: str, folder: Path) -> Path:
         return out
     from torchvision.models import resnet18
 
-    from lobule.methods.classifier import convert
+    from lobule.methods.classifier.convert import convert
 
     torch.save(resnet18(num_classes=2).state_dict(), folder / "weights.pt")
     transform = [{"name": "ToTensor"}]

@@ -8,7 +8,8 @@ installed package, and the choice of precision and layout is cached by a first s
 The time of a scan ends when its model has computed the first batch. The time inside the model is printed
 separately.
 
-`wrong path` is the time until a missing slide is reported. It is printed in seconds and must be under 0.5.
+`wrong path`, `wrong setting` and `wrong stride` are the times until a missing slide, an unknown setting and a
+stride that the net does not support are reported. They are printed in seconds and must be under 0.5.
 
     python benchmarks/startup.py [--quick]
 """
@@ -31,7 +32,7 @@ from pathlib import Path
 from measure import arguments, report
 
 KINDS = ("dense", "tiles")
-ROUNDS, QUICK_ROUNDS = 9, 2
+ROUNDS, QUICK_ROUNDS = 9, 1
 
 CHILD = """
 import importlib.abc, importlib.machinery, json, os, sys, time
@@ -66,7 +67,7 @@ def prepare(root: Path) -> dict[str, list[str]]:
     """Write a slide and two bundles, scan once to fill the caches, and return the arguments of each scan."""
     code = (
         "import json, sys, torch; from pathlib import Path; root = Path(sys.argv[1]); "
-        "from lobule.methods.classifier import convert; from lobule.nets.resnet import resnet; "
+        "from lobule.methods.classifier.convert import convert; from lobule.nets.resnet import resnet; "
         "from lobule.methods.scannet import Config, save; from lobule.nets.backbones import BACKBONES; "
         "from lobule.nets.scaling import PLAIN_SCALING; import numpy as np, tifffile; "
         "torch.save(resnet('resnet18', 2).eval().state_dict(), root / 'model.pt'); "
@@ -132,13 +133,19 @@ def seconds_of(root: Path, *command: str, status: int = 0) -> float:
 
 def main() -> None:
     rounds = QUICK_ROUNDS if arguments(__doc__ or "").quick else ROUNDS
-    times: dict[str, list[float]] = {name: [] for name in ("torch", "wrong path", *KINDS)}
+    print(f"rounds: {rounds} of {ROUNDS}")
+    wrong = ("wrong path", "wrong setting", "wrong stride")
+    times: dict[str, list[float]] = {name: [] for name in ("torch", *wrong, *KINDS)}
     computing: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         commands = prepare(root)
-        wrong = [*commands["dense"]]
-        wrong[2] = str(root / "missing.tif")
+        bundle, slide = commands["dense"][1:3]
+        mistakes = {
+            "wrong path": [bundle, str(root / "missing.tif")],
+            "wrong setting": [bundle, slide, "--set", "treshold=0.3"],
+            "wrong stride": [bundle, slide, "--stride", "24"],
+        }
         for turn in range(rounds):
             times["torch"].append(seconds_of(root, "-c", "import torch"))
             for kind in KINDS:
@@ -149,12 +156,13 @@ def main() -> None:
                 )
                 times[kind].append(last["ended"] - began)
                 computing[kind].append(last["computing"])
-            path = seconds_of(root, "-c", CHILD, "all", *wrong, "--out", str(root / "none"), status=2)
-            times["wrong path"].append(path)
+            for name, mistake in mistakes.items():
+                command = ["scan", *mistake, "--out", str(root / "none")]
+                times[name].append(seconds_of(root, "-c", CHILD, "all", *command, status=2))
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, seconds in medians.items():
         inside = f", of which {statistics.median(computing[name]):.2f} computing" if name in KINDS else ""
-        print(f"{name:<12} {seconds:.2f} s{inside}")
+        print(f"{name:<13} {seconds:.2f} s{inside}")
     report("startup", {kind: medians[kind] / medians["torch"] for kind in KINDS})
 
 

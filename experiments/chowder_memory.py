@@ -56,9 +56,10 @@ def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
 def run(folder: Path, bags: int, kind: str) -> dict[str, float]:
     from lobule.cohort import Case, Cohort
     from lobule.features import open_features
-    from lobule.methods.chowder import Config, train
+    from lobule.methods.chowder import Config
     from lobule.methods.chowder.bags import gather
     from lobule.methods.chowder.fit import fit
+    from lobule.methods.chowder.train import train
     from lobule.training.fitting import TrainMachine
 
     cohort = Cohort(

@@ -54,11 +54,13 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
         first = (len(boxes) - int(job["most"])) // 2
         boxes = boxes[max(first, 0) :][: int(job["most"])]
     np.save(root / "tiles.npy", boxes[:, :2])
-    return {"tiles": len(boxes), "quantising": quantised(root, slide, int(job["fields"]))}
+    return {"tiles": len(boxes), "quantising": quantised(root, slide, job["fields"])}
 
 
-def quantised(root: Path, slide: Path, fields: int) -> float | None:
-    """Write the int8 bundle and return the seconds it took; None without the extra `quantize`."""
+def quantised(root: Path, slide: Path, fields: int | None) -> float | None:
+    """Write the int8 bundle and return the seconds it took; None without fields or the extra `quantize`."""
+    if fields is None:
+        return None
     from lobule.api.quantization import quantize
     from lobule.errors import MissingExtra
 
@@ -75,7 +77,7 @@ def tiles_bundle(root: Path) -> None:
     """A ResNet-18 with neutral norms whose two scores spread over 0 to 1; no weights are downloaded."""
     from torchvision.models import resnet18
 
-    from lobule.methods.classifier import convert
+    from lobule.methods.classifier.convert import convert
 
     torch.manual_seed(1)
     net = resnet18(num_classes=len(CLASSES)).eval()

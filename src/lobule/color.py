@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 RGB = NDArray[np.uint8]
 """Array (..., 3) of uint8 in the order red, green, blue."""
 
+Normalisation = Literal["none", "macenko"]
+"""How the stains of a slide are normalised before a model sees it."""
+
 IO = 240.0
 """Intensity of clear glass."""
 

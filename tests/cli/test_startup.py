@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lobule.methods.classifier import convert
+from lobule.methods.classifier.convert import convert
 from lobule.nets.resnet import resnet
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import pixels_of, write_slide
@@ -85,6 +85,10 @@ def test_a_scan_loads_no_library_that_its_network_does_not_need(
         ({"option": "--precision=int2"}, "--precision"),
         ({"option": "--precision=int8"}, "this bundle has no int8 models"),
         ({"slide": "bad.csv"}, "column"),
+        ({"option": "--set=treshold=0.3"}, "Did you mean 'threshold'"),
+        ({"option": "--set=threshold=high"}, "threshold = 'high' is not a number"),
+        ({"option": "--set=mean_cells=0"}, "mean_cells must be at least 1"),
+        ({"option": "--stride=24"}, "does not support stride 24"),
     ],
 )
 def test_a_mistake_is_reported_before_torch_is_loaded(
@@ -99,3 +103,23 @@ def test_a_mistake_is_reported_before_torch_is_loaded(
     assert status == 2
     assert message in errors
     assert loaded == []
+
+
+def test_settings_of_all_methods_are_checked_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from lobule.cli import main
+        from lobule.methods import METHODS, find_method
+        for name in METHODS:
+            find_method(name)
+        try:
+            main(["train", "rakhlin", "no.csv", "--out", "out", "--set", "crop=3"])
+        except SystemExit as end:
+            print(end.code, [name for name in ("torch", "scipy", "lightgbm") if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, check=True, cwd=tmp_path, timeout=900,
+    )  # fmt: skip
+    assert done.stdout == "2 []\n"
+    assert "Did you mean 'crops'" in done.stderr

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError
-from lobule.methods.colour import ColourPredictor, Config, _fit_regression, colour, load, train
+from lobule.methods.colour import Config
+from lobule.methods.colour.model import ColourPredictor, _fit_regression, colour, load, train
 from lobule.results import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan

@@ -14,9 +14,9 @@ from lobule.bundles import Bundle, read_bundle, write_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.methods import classifier, colour, rakhlin, reverse_distillation
 from lobule.methods.chowder import Config as ChowderConfig
-from lobule.methods.chowder import train as train_chowder
+from lobule.methods.chowder.train import train as train_chowder
 from lobule.nets.four_view import TARGETS
-from lobule.nets.gmic import TOP_SHARES
+from lobule.nets.published import GMIC_TOP_SHARES
 from lobule.phantoms.exams import write_exams
 from lobule.testing.method import MethodConformance
 from lobule.training.fitting import TrainMachine
@@ -134,7 +134,9 @@ class TestRakhlin(MethodConformance):
     @classmethod
     def bundle(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder = tmp_path_factory.mktemp("rakhlin")
-        return rakhlin.train(RAKHLIN_CONFIG, cohort_in(folder), folder / "bundle", machine=RAKHLIN_MACHINE)
+        return rakhlin.METHOD.trainer()(
+            RAKHLIN_CONFIG, cohort_in(folder), folder / "bundle", machine=RAKHLIN_MACHINE
+        )
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -157,6 +159,6 @@ class TestGmic(ExamMethod):
     @classmethod
     def bundle(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         bundle = Bundle("gmic", SMALL_GMIC.to_dict(), TARGETS, None)
-        net = small_net("a", TOP_SHARES[0])
+        net = small_net("a", GMIC_TOP_SHARES[0])
         weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
         return write_bundle(tmp_path_factory.mktemp("gmic"), bundle, weights)

@@ -55,7 +55,7 @@ def scannet_example(folder: Path) -> Example:
     ))  # fmt: skip
     config = scannet_tests.BRIEF
     return Example(
-        scannet.train, config, replace(config, rate=0.5), "rate 0.03, now 0.5", cohort,
+        scannet.METHOD.trainer(), config, replace(config, rate=0.5), "rate 0.03, now 0.5", cohort,
         (("round 0", 5), ("round 1", 1)), {"tissue": scannet_tests.TISSUE},
     )  # fmt: skip
 
@@ -69,7 +69,8 @@ def reverse_distillation_example(folder: Path) -> Example:
     ))  # fmt: skip
     config = replace(slides.CONFIG, epochs=3, form="shared")
     return Example(
-        reverse_distillation.train, config, replace(config, rate=0.5), "rate 0.005, now 0.5", cohort,
+        reverse_distillation.METHOD.trainer(), config, replace(config, rate=0.5), "rate 0.005, now 0.5",
+        cohort,
         (("round 0", 7),), {"tissue": slides.TISSUE},
     )  # fmt: skip
 
@@ -80,7 +81,7 @@ def chowder_example(folder: Path) -> Example:
         model="modern", members=2, epochs=1, rate=5e-3, standardise=True, folds=2, features=str(stored)
     )
     return Example(
-        chowder.train, config, replace(config, rate=1.0), "rate 0.005, now 1.0", cohort,
+        chowder.METHOD.trainer(), config, replace(config, rate=1.0), "rate 0.005, now 1.0", cohort,
         (("fold 2", None), ("member 2", None)),
     )  # fmt: skip
 
@@ -89,7 +90,7 @@ def rakhlin_example(folder: Path) -> Example:
     config = images.CONFIG
     other = replace(config, boosting=replace(config.boosting, rounds=7))
     return Example(
-        rakhlin.train, config, other, "boosting.rounds 6", images.cohort_in(folder),
+        rakhlin.METHOD.trainer(), config, other, "boosting.rounds 6", images.cohort_in(folder),
         (("squeezenet1_1@features.3: 5 of", None), ("boosting squeezenet1_1_features_3-60", None)),
     )  # fmt: skip
 
@@ -99,7 +100,7 @@ def four_view_example(folder: Path) -> Example:
     cohort = exams.where(lambda case: int(case.id[1:]) % 100 in (3, 6, 8, 13) and case.split != "test")
     config = changed(four_view_tests.BRIEF, heatmaps=True)
     return Example(
-        four_view.train, config, changed(config, rate=0.5), "rate 0.005, now 0.5", cohort,
+        four_view.METHOD.trainer(), config, changed(config, rate=0.5), "rate 0.005, now 0.5", cohort,
         (("patches", 3), ("BI-RADS", 3), ("breasts", 1)),
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ def test_a_fresh_training_replaces_an_earlier_one(example: Example, tmp_path: Pa
 
 
 def test_a_refused_training_leaves_nothing(example: Example, tmp_path: Path) -> None:
-    kind: Any = "image" if example.train is four_view.train else "exam"
+    kind: Any = "image" if example.train is four_view.METHOD.trainer() else "exam"
     other_kind = Cohort((Case("x", "x", kind, path="/x.png", label="normal"),))
     with pytest.raises(ConfigError, match="learns from cases of kind"):
         example.run(tmp_path / "kind", cohort=other_kind)
@@ -175,7 +176,9 @@ def test_the_bundle_records_the_patients_that_influenced_it(example: Example, un
     if cohort.split("val"):
         assert val_cases == [case.id for case in cohort.split("val")]
     else:
-        assert bool(val_cases) == (example.train is not rakhlin.train), "rakhlin validates by its folds"
+        assert bool(val_cases) == (example.train is not rakhlin.METHOD.trainer()), (
+            "rakhlin validates by its folds"
+        )
     used = [*provenance["train_cases"], *val_cases]
     assert len(used) == len(set(used)) >= 3
     assert set(uninterrupted.patients) == {patient_hash(cohort[name].patient) for name in used}

@@ -14,6 +14,8 @@ from torchvision.models import squeezenet1_1
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.methods import classifier, colour, scannet
+from lobule.methods.classifier.predictor import TilePredictor
+from lobule.methods.colour.model import ColourPredictor
 from lobule.methods.probe import ProbePredictor
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide as write_phantom
@@ -40,7 +42,7 @@ def reverse_distillation_at(folder: Path, mpp: float) -> Predictor:
 
 def colour_at(folder: Path, mpp: float) -> Predictor:
     weights = torch.tensor([0.02, -0.03, 0.01, 0.05, 0.0, -0.04], dtype=torch.float64)
-    return colour.ColourPredictor(colour.Config(mpp=mpp, window=48, stride=16), weights, torch.tensor([0.4]))
+    return ColourPredictor(colour.Config(mpp=mpp, window=48, stride=16), weights, torch.tensor([0.4]))
 
 
 def classifier_at(folder: Path, mpp: float) -> Predictor:
@@ -48,7 +50,7 @@ def classifier_at(folder: Path, mpp: float) -> Predictor:
     config = classifier.Config(
         architecture="torchvision:squeezenet1_1", classes=("normal", "tumour"), mpp=mpp, tile=64, input=64
     )
-    return classifier.predictor.TilePredictor(config, squeezenet1_1(num_classes=2).eval())
+    return TilePredictor(config, squeezenet1_1(num_classes=2).eval())
 
 
 def probe_at(folder: Path, mpp: float) -> Predictor:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lobule.nets.four_view_weights import load_published
-from lobule.nets.gmic import TOP_SHARES, Gmic, choose_cells, cut_regions, top_mean
+from lobule.nets.gmic import Gmic, choose_cells, cut_regions, top_mean
+from lobule.nets.published import GMIC_TOP_SHARES
 from tests.nets.four_view_recipe import hash_of, made_net
 from tests.nets.mammogram_inputs import RealExam
 
@@ -60,7 +61,7 @@ def test_regions_and_global_scores_of_stored_saliency(net, golden, saliencies):
         saliency = saliencies[name]
         corners = net.region_corners(saliency, (2944, 1920))
         assert corners[0].tolist() == expected["patch_locations"]
-        for index, share in enumerate(TOP_SHARES, start=1):
+        for index, share in enumerate(GMIC_TOP_SHARES, start=1):
             of_model = expected["y_global_by_model_index"][str(index)]
             assert round(46 * 30 * share) == of_model["top_t"]
             close(top_mean(saliency, share)[0], of_model["y_global"], 1e-6)

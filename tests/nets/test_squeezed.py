@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lobule.nets.four_view import Pooling, ResNet22
+from lobule.nets.four_view import ResNet22
+from lobule.nets.published import Pooling
 from lobule.nets.squeezed import Axis, Squeezed, axes_of
 from tests.nets.four_view_recipe import made_tensor
 

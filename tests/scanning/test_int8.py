@@ -20,7 +20,7 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, UsageError
 from lobule.files import read_json
-from lobule.methods.classifier import convert
+from lobule.methods.classifier.convert import convert
 from lobule.nets.inference import for_inference
 from lobule.nets.tiny import tiny
 from lobule.results import open_results

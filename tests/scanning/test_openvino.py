@@ -25,7 +25,7 @@ from lobule.errors import ConfigError, MissingExtra, ResultsError
 from lobule.features import open_features
 from lobule.files import read_json
 from lobule.fingerprints import cache_folder
-from lobule.methods.classifier import convert
+from lobule.methods.classifier.convert import convert
 from lobule.nets.dense import densify
 from lobule.nets.inference import for_inference
 from lobule.nets.tiny import tiny

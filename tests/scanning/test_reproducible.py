@@ -21,7 +21,7 @@ from torchvision.models import resnet18
 from lobule.api import scan as scan_bundle
 from lobule.files import read_json
 from lobule.fingerprints import cache_folder
-from lobule.methods.classifier import convert
+from lobule.methods.classifier.convert import convert
 from lobule.results.result import Result
 from lobule.scanning import choice as placement
 from lobule.scanning.contract import EngineSettings, Model, OpenCase, ScanOptions, Steps

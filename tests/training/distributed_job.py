@@ -13,7 +13,8 @@ from torch import nn
 
 from lobule.cli import main
 from lobule.cohort import read_cohort
-from lobule.methods.scannet import Config, train
+from lobule.methods.scannet import Config
+from lobule.methods.scannet.train import train
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.vgg import he_normal
 from lobule.tissue import TissueConfig

@@ -80,13 +80,15 @@ def train(
     """
     from lobule.cohort import as_cohort
     from lobule.methods import find_method
-    from lobule.training.fitting import TrainMachine
 
     chosen = find_method(method)
-    run = chosen.trainer()
+    run, config, cases = chosen.trainer(), chosen.configured(settings or {}), as_cohort(cohort)
+    # This module imports torch, which takes seconds. Everything above is checked before.
+    from lobule.training.fitting import TrainMachine
+
     return run(
-        chosen.configured(settings or {}),
-        as_cohort(cohort),
+        config,
+        cases,
         out,
         val=val,
         seed=seed,
@@ -183,27 +185,28 @@ def scan(
     """
     from lobule.bundles import read_bundle
     from lobule.cohort import as_cohort
-    from lobule.methods import find_method, load, refuse_unsupported
+    from lobule.methods import check_scan, load
     from lobule.results.folder import PATIENTS, store_training_patients
     from lobule.results.runs import read_run
     from lobule.results.store import results_at
+
+    cohort, opened = as_cohort(cases), read_bundle(bundle)
+    requested = {"stride": stride, "refine": refine, "slide_mpp": slide_mpp, "upsample": upsample}
+    changed = check_scan(opened, requested, settings or {})
+    # These modules import torch, which takes seconds. Everything above is checked before.
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.run_record import origin_of
     from lobule.scanning.run_repeat import options_of_run
     from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
 
-    cohort, opened = as_cohort(cases), read_bundle(bundle)
-    method = find_method(opened.method)
-    requested = {"stride": stride, "refine": refine, "slide_mpp": slide_mpp, "upsample": upsample}
-    refuse_unsupported(method, requested)
     options = ScanOptions(
         stride=stride,
         refine=refine,
         budget=budget,
         upsample=upsample,
         mpp=slide_mpp,
-        settings=method.changed_for_scan(settings or {}),
+        settings=changed,
         **_tissue_option(tissue),
     )
     repeat = None if like is None else read_run(like)

@@ -89,12 +89,14 @@ def command(
     After an interruption, run the same command to continue.
     """
     from lobule.bundles import no_int8_models, read_bundle
+    from lobule.methods import check_scan
 
     _check_option_combinations(options)
     # All of these are checked here, because the scan begins with an import of torch that takes seconds.
     cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
     if options["precision"] == "int8" and not opened.has_int8:
         raise no_int8_models()
+    check_scan(opened, options, options["settings"])
     options["tissue"] = shared.tissue_of(options)
     if dry_run:
         return plan(opened, cohort, out, options)
@@ -123,11 +125,10 @@ def _check_option_combinations(options: dict[str, Any]) -> None:
 
 def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
     """Describe a scan without starting it: the cases, and the settings that a scan may change."""
-    from lobule.methods import find_method, refuse_unsupported
+    from lobule.methods import find_method
     from lobule.settings import flattened
 
     method = find_method(bundle.method)
-    refuse_unsupported(method, options)
     changed = method.changed_for_scan(options["settings"])
     flat = flattened(bundle.config)
     settings = {name: changed.get(name, flat.get(name)) for name in method.scan_settings}

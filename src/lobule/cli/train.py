@@ -73,12 +73,18 @@ def command(
     options["tissue"] = None if tissue is True else tissue
     if coords:
         settings = {**settings, "coords": ",".join(coords)}
+    from lobule.methods import find_method
+
+    chosen = find_method(method)
+    chosen.trainer()
+    # An invalid setting is reported before torch is imported, which takes seconds.
+    chosen.configured(settings)
     if dry_run:
         return plan(method, cohort, out, settings, options["val"], options["seed"])
     from lobule.api import train
     from lobule.cohort import as_cohort
 
-    cases = as_cohort(cohort)  # before torch is imported, which takes seconds
+    cases = as_cohort(cohort)  # also before torch is imported
     from lobule.training.distributed import is_first_rank
     from lobule.training.fitting import FitProgress
 

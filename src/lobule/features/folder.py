@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from lobule.cohort import Case
+from lobule.color import Normalisation
 from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
 from lobule.features.frame import Encoding, TileFrame, encoding_of
 from lobule.features.hdf5 import FeatureFile, read_feature_file
@@ -20,7 +21,6 @@ from lobule.features.tokens import TokenFile, read_token_file
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.result import RESEARCH_USE
 from lobule.results.store_copies import local_results
-from lobule.slides.normalised import Normalisation
 
 MANIFEST = "features.json"
 ENCODER = "encoder.safetensors"

@@ -67,6 +67,10 @@ class Method(Generic[Config]):
     cohort has its value. It raises `ConfigError` if a setting is missing."""
     scan_settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings that a scan may change, with their types."""
+    check_scan: Callable[[Config, Mapping[str, Any], Mapping[str, Any]], object] | None = None
+    """Raises `ConfigError` if a bundle with this config cannot be scanned with these changed settings and
+    options (such as `stride`). It is called before networks are loaded, so it should not import torch. If it
+    is None, the changed settings only have to be valid ones of the config."""
     unsupported: tuple[str, ...] = ("refine",)
     """The options of a scan that the method does not have."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -112,6 +116,34 @@ class Method(Generic[Config]):
         return {name: convert(name, value, self.scan_settings[name]) for name, value in settings.items()}
 
 
+def imported_when_called(module: str, name: str) -> Any:
+    """Return a function that imports its module at its first call.
+
+    A method is declared with such functions, so that its settings are known without importing torch.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
+
+
+def attributes_imported_when_used(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package that imports its modules only when their names are used.
+
+    Args:
+        package: Name of the package.
+        modules: For each name, the module of the package that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name in modules:
+            return getattr(import_module(f"{package}.{modules[name]}"), name)
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return get
+
+
 METHODS: dict[str, str] = {
     "scannet": "lobule.methods.scannet",
     "classifier": "lobule.methods.classifier",
@@ -140,6 +172,32 @@ def refuse_unsupported(method: Method[Any], options: Mapping[str, Any]) -> None:
             option = "--" + name.replace("_", "-")
             problem = f"{method.name} does not support {option}"
             raise ConfigError(problem, remedy=f"Remove the option {option}")
+
+
+def check_scan(bundle: Bundle, options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options and the changed settings of a scan, and return the settings with their types.
+
+    This imports torch only for methods of other packages that import it themselves.
+
+    Args:
+        bundle: The bundle.
+        options: Options of the scan by name; others than those of the method are ignored.
+        settings: Changed settings, as values or as text.
+
+    Raises:
+        ConfigError: The method does not support an option, or a setting is unknown or invalid.
+        BundleError: The settings in model.json contradict each other or cannot be used.
+    """
+    method = find_method(bundle.method)
+    _refuse_disagreement(bundle)
+    config = _stored_config(bundle, method)
+    refuse_unsupported(method, options)
+    changed = method.changed_for_scan(settings)
+    if method.check_scan is not None:
+        method.check_scan(config, changed, options)
+    else:
+        replace(config, **changed)
+    return changed
 
 
 def find_method(name: str) -> Method[Any]:
@@ -201,7 +259,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
     """
     method = find_method(bundle.method)
     _refuse_disagreement(bundle)
-    _refuse_invalid_settings(bundle, method)
+    _stored_config(bundle, method)
     try:
         predictor = method.load(bundle, trust=trust)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
@@ -232,11 +290,11 @@ def _refuse_disagreement(bundle: Bundle) -> None:
             )
 
 
-def _refuse_invalid_settings(bundle: Bundle, method: Method[Any]) -> None:
-    """Refuse settings that do not have the types that the method declares."""
+def _stored_config(bundle: Bundle, method: Method[Any]) -> Any:
+    """Return the settings of a bundle; refuse those that do not have the types that the method declares."""
     names = {item.name for item in fields(method.config)}
     try:
-        parse(method.config, {name: value for name, value in bundle.config.items() if name in names})
+        return parse(method.config, {name: value for name, value in bundle.config.items() if name in names})
     except ConfigError as error:
         raise BundleError(
             f"model.json has an invalid setting: {error.problem[:200]}",

@@ -16,16 +16,14 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet
 
 from lobule.errors import ModelError
+from lobule.nets.published import FOUR_VIEW_WIDTHS, PATCH_CLASSES, Pooling
 
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = FOUR_VIEW_WIDTHS
 STRIDES = (1, 2, 2, 2, 2)
 ANGLES: tuple[Literal["cc", "mlo"], ...] = ("cc", "mlo")
 VIEWS = ("L-CC", "R-CC", "L-MLO", "R-MLO")
 TARGETS = ("left_benign", "right_benign", "left_malignant", "right_malignant")
 """Rows of the four-view outputs; column 1 is the positive one."""
-PATCH_CLASSES = ("malignant", "benign", "outside", "negative")
-"""Classes of the patch network: two kinds of lesions, tissue beside lesions, and healthy breasts."""
-Pooling = Literal["mean", "max"]
 NOISE = 0.01
 """Spread of the noise added to the standardised input while training."""
 

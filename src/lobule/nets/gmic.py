@@ -15,12 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lobule.nets.four_view import WIDTHS, ResNet22
+from lobule.nets.published import GMIC_REGION_PX, GMIC_REGIONS, GMIC_TOP_SHARES
 from lobule.nets.resnet import resnet
-
-TOP_SHARES = (0.02, 0.03, 0.03, 0.05, 0.10)
-"""The share of saliency cells behind the global score of each of the five published models."""
-REGIONS = 6
-REGION_PX = 256
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,9 @@ class Gmic(nn.Module):
     def __init__(
         self,
         *,
-        top_share: float = TOP_SHARES[0],
-        regions: int = REGIONS,
-        region_px: int = REGION_PX,
+        top_share: float = GMIC_TOP_SHARES[0],
+        regions: int = GMIC_REGIONS,
+        region_px: int = GMIC_REGION_PX,
         widths: Sequence[int] = WIDTHS,
         quirks: Literal["reference", "fixed"] = "reference",
     ) -> None:

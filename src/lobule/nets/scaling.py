@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lobule.errors import ModelError
+from lobule.nets.published import TORCHVISION_MEAN, TORCHVISION_STD
 
 Triple = tuple[float, float, float]
 
@@ -18,8 +19,8 @@ Triple = tuple[float, float, float]
 class InputScaling:
     """RGB / 255, minus `mean`, over `std`; the defaults are those of torchvision's weights."""
 
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    mean: Triple = TORCHVISION_MEAN
+    std: Triple = TORCHVISION_STD
 
     def apply(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 (N, H, W, 3) to float (N, 3, H, W), channels last in memory, on the images' device."""

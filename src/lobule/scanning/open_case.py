@@ -11,10 +11,11 @@ from itertools import takewhile
 import numpy as np
 
 from lobule.cohort import Case
+from lobule.color import Normalisation
 from lobule.errors import ConfigError
 from lobule.grid import cells_in_box
 from lobule.scanning.contract import EngineSettings, ImageSource, Pass, PixelSource, ScanOptions, Tissue
-from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
+from lobule.slides.normalised import normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig, find_tissue

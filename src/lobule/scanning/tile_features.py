@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from lobule.color import Normalisation
 from lobule.errors import CaseError, ConfigError
 from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
@@ -19,7 +20,6 @@ from lobule.nets.vit import VitEncoder, WithTokens
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
 from lobule.scanning.device import SLICE, copy_to_device, dtype_of, random_batch, working_bytes
-from lobule.slides.normalised import Normalisation
 from lobule.stitch import State
 
 

@@ -7,9 +7,9 @@ tissue, and maps them to those of a reference. Every patch of the slide is chang
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from lobule.color import StainFit, fit_macenko, macenko
+from lobule.color import Normalisation, StainFit, fit_macenko, macenko
 from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice
 from lobule.slides.backend import RGB
@@ -17,8 +17,6 @@ from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide
 from lobule.tissue import find_tissue
 
-Normalisation = Literal["none", "macenko"]
-"""How the stains of a slide are normalised before a model sees it."""
 FIT_MPP = 4.0
 """µm/px of the overview from which the stains are estimated."""
 FIT_PIXELS = 1_000_000

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lobule.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Schedule = Literal["plateau", "cosine", "step", "constant"]
 Optimiser = Literal["sgd", "adam"]
@@ -88,6 +89,8 @@ def split_parameters(module: nn.Module, *prefixes: str) -> tuple[list[nn.Paramet
 
 
 def make_optimiser(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    import torch
+
     parameters: list[dict[str, Any]] = [{"params": list(g.parameters), "lr": g.rate} for g in groups]
     if options.optimiser == "adam":
         betas = (options.momentum, options.second_beta)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lobule.augment import NO_AUGMENTATION
 from lobule.cohort import Case, Cohort
+from lobule.color import Normalisation
 from lobule.errors import ConfigError, LobuleError, UsageError
 from lobule.scanning.loader import cause_of
-from lobule.slides.normalised import Normalisation
 from lobule.tissue import TissueConfig
 from lobule.training.job import TrainingJob
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions, find_positions

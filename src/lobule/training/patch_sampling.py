@@ -14,12 +14,13 @@ from scipy.ndimage import binary_dilation
 from lobule.annotations import Annotation, Polygon, classes_of_tumour_value, fill, inside, read_annotation
 from lobule.cohort import Case
 from lobule.cohort.labels import is_false, polarity
+from lobule.color import Normalisation
 from lobule.errors import AnnotationError
 from lobule.geometry import Box, Size
 from lobule.grid import Cells, cells_in_box
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.open_case import OpenedCase
-from lobule.slides.normalised import Normalisation, with_normalisation
+from lobule.slides.normalised import with_normalisation
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig
 

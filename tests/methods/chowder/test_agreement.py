@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle
-from lobule.methods.chowder import Config, load, train
+from lobule.methods.chowder import Config, load
 from lobule.methods.chowder.agreement import (
     case_note,
     case_spread,
@@ -20,6 +20,7 @@ from lobule.methods.chowder.agreement import (
     ensemble_agreement,
     training_notes,
 )
+from lobule.methods.chowder.train import train
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan

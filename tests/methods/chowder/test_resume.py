@@ -9,7 +9,8 @@ import pytest
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ResultsError
-from lobule.methods.chowder import Config, train
+from lobule.methods.chowder import Config
+from lobule.methods.chowder.train import train
 from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import make_cohort, make_slide, write_tiles
 from tests.training.interrupting import InterruptingProgress

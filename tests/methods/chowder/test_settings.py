@@ -10,7 +10,8 @@ import torch
 from lobule.errors import ConfigError
 from lobule.methods import METHODS, find_method
 from lobule.methods.chowder import Config
-from lobule.methods.chowder.config import MODEL_DEFAULTS, build
+from lobule.methods.chowder.config import MODEL_DEFAULTS
+from lobule.methods.chowder.models import build
 from lobule.nets.mil import Chowder
 from lobule.settings import parse
 

@@ -14,7 +14,8 @@ from lobule.bundles import Bundle, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.encoders import ENCODERS
 from lobule.errors import BundleError
-from lobule.methods.chowder import Config, load, train
+from lobule.methods.chowder import Config, load
+from lobule.methods.chowder.train import train
 from lobule.reports.model_card import model_card
 from lobule.results.folder import open_results
 from lobule.stitch import State

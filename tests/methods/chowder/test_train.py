@@ -19,12 +19,14 @@ from lobule.cli.scan import _work
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
-from lobule.methods.chowder import Config, load, train
+from lobule.methods.chowder import Config, load
 from lobule.methods.chowder.bags import gather
 from lobule.methods.chowder.checks import tile_auc, tiles_in_outlines
-from lobule.methods.chowder.config import MODEL_DEFAULTS, build
+from lobule.methods.chowder.config import MODEL_DEFAULTS
 from lobule.methods.chowder.ensemble import Ensemble, localisation_of, members_of, to_tensors
 from lobule.methods.chowder.fit import class_weights, fit
+from lobule.methods.chowder.models import build
+from lobule.methods.chowder.train import train
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan

@@ -14,7 +14,8 @@ from torchvision.models import squeezenet1_1
 
 from lobule.bundles import Bundle, read_bundle
 from lobule.errors import BundleError, ConfigError, LobuleError
-from lobule.methods.classifier import Config, convert, load, of_wsinfer
+from lobule.methods.classifier import Config, load, of_wsinfer
+from lobule.methods.classifier.convert import convert
 from lobule.results import open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.device import SLICE

@@ -18,10 +18,11 @@ from torchvision.models import densenet121
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.mammograms.exam_list import read_exam_list
 from lobule.mammograms.exam_views import ViewOptions, open_views
-from lobule.methods.four_view import Config, train
+from lobule.methods.four_view import Config
 from lobule.methods.four_view.objectives import mean_of_four
 from lobule.methods.four_view.samples import other_categories, published_category, turned_patch
 from lobule.methods.four_view.start import build_start
+from lobule.methods.four_view.train import train
 from lobule.methods.four_view.training_exams import UNKNOWN
 from lobule.phantoms.exams import write_exams
 from tests.methods.four_view.configs import changed

@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from lobule.bundles import Bundle, patient_hash
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError, Leakage
-from lobule.methods.four_view import Config, load, train
+from lobule.methods.four_view import Config, load
+from lobule.methods.four_view.train import train
 from lobule.nets.four_view import TARGETS
 from lobule.results.folder import open_results
 from lobule.training.machine import TrainMachine

@@ -25,7 +25,7 @@ from lobule.mammograms.views import VIEWS
 from lobule.methods import load
 from lobule.methods.gmic import Config, convert
 from lobule.methods.gmic.bundle import build
-from lobule.nets.gmic import TOP_SHARES
+from lobule.nets.published import GMIC_TOP_SHARES
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
 from lobule.stitch import State
@@ -64,7 +64,7 @@ def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 def nets_and_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
     """Two networks, and a bundle converted from their checkpoints in the published form."""
     folder = tmp_path_factory.mktemp("gmic")
-    nets, files = [small_net("a", TOP_SHARES[0]), small_net("b", TOP_SHARES[3])], []
+    nets, files = [small_net("a", GMIC_TOP_SHARES[0]), small_net("b", GMIC_TOP_SHARES[3])], []
     for number, net in ((1, nets[0]), (4, nets[1])):
         state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
         files.append(folder / f"sample_model_{number}.p")
@@ -183,7 +183,7 @@ def test_exam_of_one_side_and_exam_with_a_broken_view(exams: Cohort, nets_and_bu
 def test_checkpoints_are_identified_and_their_tensors_checked(nets_and_bundle, tmp_path: Path) -> None:
     nets, path = nets_and_bundle
     bundle = read_bundle(path)
-    assert bundle.method == "gmic" and bundle.config["top_shares"] == [TOP_SHARES[0], TOP_SHARES[3]]
+    assert bundle.method == "gmic" and bundle.config["top_shares"] == [GMIC_TOP_SHARES[0], GMIC_TOP_SHARES[3]]
     loaded: Any = load(bundle).model
     for loaded_net, net in zip(loaded.nets, nets, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(loaded_net.parameters(), net.parameters(), strict=True))

@@ -21,8 +21,9 @@ from lobule.errors import ConfigError, NotReadable
 from lobule.features import open_features
 from lobule.methods import load
 from lobule.methods.extraction import Extraction, extract
-from lobule.methods.probe import Config, ProbeModel, train
+from lobule.methods.probe import Config, ProbeModel
 from lobule.methods.probe.samples import _token_points, tokens_of_folder
+from lobule.methods.probe.train import train
 from lobule.results import open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan

@@ -15,13 +15,14 @@ from lobule.bundles import Bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ResultsError
 from lobule.geometry import Box
-from lobule.methods.rakhlin import describe, load, train, write_bach
+from lobule.methods.rakhlin import describe, load, write_bach
 from lobule.methods.rakhlin.bach import case_number
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.crops import generator_of, p_norm, resize_and_normalise
 from lobule.methods.rakhlin.encoders import scale_pixels
 from lobule.methods.rakhlin.forests import merged
 from lobule.methods.rakhlin.predictor import UNNORMALISED, RakhlinPredictor
+from lobule.methods.rakhlin.train import train
 from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.results.folder import Results, open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions

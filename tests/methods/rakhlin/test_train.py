@@ -15,11 +15,12 @@ from PIL import Image
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, CaseError, ConfigError, Leakage
-from lobule.methods.rakhlin import Config, describe, load, split_for_training, train
+from lobule.methods.rakhlin import Config, describe, load, split_for_training
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.features import TABLE
 from lobule.methods.rakhlin.folds import folds_of, read_folds
+from lobule.methods.rakhlin.train import train
 from lobule.results.folder import open_results
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
 from tests.scanning.support import tree

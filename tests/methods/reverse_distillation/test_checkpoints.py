@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lobule.errors import ConfigError, LobuleError
-from lobule.methods.reverse_distillation import convert, load
+from lobule.methods.reverse_distillation import load
+from lobule.methods.reverse_distillation.convert import convert
 from lobule.nets.reverse_distillation import Student, StudentShape
 from lobule.nets.teachers import teacher
 

@@ -11,8 +11,8 @@ import pytest
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, LobuleError
-from lobule.methods.reverse_distillation import train
 from lobule.methods.reverse_distillation.coords import read_coords
+from lobule.methods.reverse_distillation.train import train
 from lobule.training.patch_sampling import NORMAL, TUMOUR
 from tests.methods.reverse_distillation.support import CONFIG, MACHINE, TISSUE, painted
 

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from lobule.cohort import Cohort, read_cohort
 from lobule.errors import ConfigError
 from lobule.geometry import Box
-from lobule.methods.reverse_distillation import AnomalyPredictor, load, train
+from lobule.methods.reverse_distillation import AnomalyPredictor, load
 from lobule.methods.reverse_distillation.patch_protocol import (
     PatchMaps,
     best_f1_threshold,
     evaluate_listed,
     evaluate_wsss4luad,
 )
+from lobule.methods.reverse_distillation.train import train
 from lobule.methods.reverse_distillation.wsss4luad import labelled_patches, write_training
 from lobule.slides.slide import open_slide
 from tests.methods.reverse_distillation.support import CONFIG, MACHINE, TISSUE, painted

@@ -17,10 +17,11 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError
 from lobule.losses import distillation_loss, focal_distillation_loss
-from lobule.methods.reverse_distillation import Config, load, train
+from lobule.methods.reverse_distillation import Config, load
 from lobule.methods.reverse_distillation.budget import choose_patches
 from lobule.methods.reverse_distillation.config import RANDOM, STAIN_AUGMENTATION
 from lobule.methods.reverse_distillation.predictor import ANOMALY, PatchModel
+from lobule.methods.reverse_distillation.train import train
 from lobule.nets.teachers import teacher
 from lobule.results.folder import open_results
 from lobule.scanning.scan import Machine, scan

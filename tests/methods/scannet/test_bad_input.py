@@ -13,7 +13,7 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import AnnotationError, ConfigError, ModelError
-from lobule.methods.scannet import train
+from lobule.methods.scannet.train import train
 from lobule.training.fitting import FitProgress
 from lobule.training.patch_pools import gather
 from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions

@@ -14,7 +14,6 @@ from lobule.bundles import Bundle, patient_hash, read_bundle, write_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError
 from lobule.methods import load
-from lobule.methods.scannet import train
 from lobule.methods.scannet.calibration import (
     MAX_NORMAL_ABOVE,
     CellCalibration,
@@ -23,6 +22,7 @@ from lobule.methods.scannet.calibration import (
     choose_threshold,
     fit_cells,
 )
+from lobule.methods.scannet.train import train
 from lobule.results.folder import CaseFolder, open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State

@@ -15,6 +15,7 @@ from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Lattice, Size
 from lobule.grid import MapGrid
 from lobule.methods.scannet import Config, DensePredictor, load, save
+from lobule.methods.scannet.config import NET_STRIDE, NET_STRIDES
 from lobule.methods.scannet.predictor import CPU_CELLS
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.receptive import geometry_of
@@ -161,6 +162,13 @@ def test_unsupported_strides_are_rejected(bundle: Path, slide: Path, tmp_path: P
             ScanOptions(tissue=None, stride=24, refine=refine),
             MACHINE,
         )
+
+
+def test_the_strides_that_are_checked_before_torch_is_loaded_are_those_of_the_nets() -> None:
+    with torch.device("meta"):
+        strides = {name: geometry_of(BACKBONES[name](2)).stride for name in ("tiny", "scannet_vgg16")}
+        strides |= {name: geometry_of(BACKBONES[name](2)).stride for name in ("squeezenet1_1", "resnet18")}
+    assert {name: NET_STRIDES.get(name, NET_STRIDE) for name in strides} == strides
 
 
 def test_the_field_size_depends_on_the_memory(bundle: Path) -> None:

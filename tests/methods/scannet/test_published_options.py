@@ -14,9 +14,10 @@ import shapely
 from lobule.annotations import Annotation, Polygon
 from lobule.cohort import Case, Cohort
 from lobule.geometry import Size
-from lobule.methods.scannet import Config, train
+from lobule.methods.scannet import Config
 from lobule.methods.scannet.mining import far_from_outlines
 from lobule.methods.scannet.predictor import highest_cell
+from lobule.methods.scannet.train import train
 from lobule.training.batch_record import BatchRecord
 from lobule.training.fitting import FitProgress
 from lobule.training.patch_sampling import Outlined, Runs, SlidePositions

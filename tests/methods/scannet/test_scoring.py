@@ -12,9 +12,10 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.findings import HEATMAP_FEATURES, cell_centre, heatmap_features, non_maximum_suppression
-from lobule.methods.scannet import Config, DensePredictor, forest, load, save, scoring, train
+from lobule.methods.scannet import Config, DensePredictor, forest, load, save, scoring
 from lobule.methods.scannet.forest import FOREST, grow_forest
 from lobule.methods.scannet.scoring import features_of, is_tumour, learn_slide_score
+from lobule.methods.scannet.train import train
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan

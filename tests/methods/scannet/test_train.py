@@ -15,8 +15,9 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle, patient_hash
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ModelError
-from lobule.methods.scannet import Config, DensePredictor, load, train
+from lobule.methods.scannet import Config, DensePredictor, load
 from lobule.methods.scannet.mining import _spaced_cells, hard_negatives, merge_points
+from lobule.methods.scannet.train import train
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.results.folder import open_results

@@ -122,7 +122,7 @@ def _keras(weights: tuple[str, ...], out: Path, fresh: bool) -> CommandOutput:
 
 
 def _student(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
-    from lobule.methods.reverse_distillation import convert
+    from lobule.methods.reverse_distillation.convert import convert
 
     bundle = convert(
         weights[0], out, teacher=options["architecture"] or "", teacher_weights=options["teacher"] or ""
@@ -138,7 +138,7 @@ def _student(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> 
 
 
 def _classifier(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
-    from lobule.methods.classifier import convert
+    from lobule.methods.classifier.convert import convert
 
     if options["config"] is None:
         raise UsageError(

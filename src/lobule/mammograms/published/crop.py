@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lobule.errors import BlankMammogram
 from lobule.mammograms.views import Pointing
@@ -90,6 +89,8 @@ def eroded(mask: Mask, iterations: int) -> Mask:
 
     The pixels that remain are those more than `iterations` steps (L1 distance) from the nearest False.
     """
+    from scipy import ndimage
+
     steps = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="taxicab")
     remaining: Mask = steps[1:-1, 1:-1] > iterations
     return remaining
@@ -97,6 +98,8 @@ def eroded(mask: Mask, iterations: int) -> Mask:
 
 def dilated(mask: Mask, iterations: int) -> Mask:
     """Dilate `iterations` times by the 4-neighbour cross, within the image."""
+    from scipy import ndimage
+
     if not mask.any():
         return mask.copy()
     steps = ndimage.distance_transform_cdt(~mask, metric="taxicab")
@@ -109,6 +112,8 @@ def largest_component(mask: Mask) -> Mask | None:
 
     Of components of equal size, the first in raster order is returned.
     """
+    from scipy import ndimage
+
     labels, count = ndimage.label(mask)
     if count == 0:
         return None

@@ -35,20 +35,24 @@ the method chowder selects the same models.
 - `transmil`: TransMIL (Shao et al., NeurIPS 2021)
 """
 
-from lobule.methods import Method
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
 from lobule.methods.chowder.config import Config
-from lobule.methods.chowder.predictor import BagPredictor, load
-from lobule.methods.chowder.train import train
 from lobule.settings import type_hints
+
+if TYPE_CHECKING:
+    from lobule.methods.chowder.predictor import BagPredictor, load
 
 METHOD = Method(
     name="chowder",
     summary="A slide's score from the features of its tiles, learned from one label per slide.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.chowder.predictor", "load"),
+    train=imported_when_called("lobule.methods.chowder.train", "train"),
     resolve=lambda config, cohort: config.with_features(),
     scan_settings=type_hints(Config, "features"),
+    unsupported=("refine", "stride"),
     presets={
         "chowder_modern": {"model": "modern"},
         "weldon": {"model": "weldon"},
@@ -60,4 +64,6 @@ METHOD = Method(
     },
 )
 
-__all__ = ["METHOD", "BagPredictor", "Config", "load", "train"]
+__all__ = ["BagPredictor", "Config", "METHOD", "load"]
+
+__getattr__ = attributes_imported_when_used(__name__, {"BagPredictor": "predictor", "load": "predictor"})

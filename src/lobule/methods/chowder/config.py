@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lobule.errors import ConfigError
-from lobule.nets.mil import (
-    BagModel,
-    Chowder,
-    GatedAttention,
-    MaxFeatures,
-    MaxPool,
-    MeanPool,
-    TransMil,
-    Weldon,
-    chowder_modern,
-)
 from lobule.settings import Settings
 
 ModelName = Literal["chowder", "modern", "weldon", "mean", "max", "max_features", "abmil", "transmil"]
@@ -131,23 +119,3 @@ class Config(Settings):
                 remedy="Extract them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
             )
         return self.resolved()
-
-
-def build(config: Config, dim: int) -> BagModel:
-    """The bag model of a config, with newly initialised weights."""
-    r, dropout = config.setting("r"), config.setting("dropout")
-    if config.model == "chowder":
-        return Chowder(dim, r, dropout=dropout, bottom=config.bottom)
-    if config.model == "modern":
-        return chowder_modern(dim, r)
-    if config.model == "weldon":
-        return Weldon(dim, r)
-    if config.model == "abmil":
-        return GatedAttention(dim, dropout=dropout)
-    plain: dict[str, Callable[[int], BagModel]] = {
-        "mean": MeanPool,
-        "max": MaxPool,
-        "max_features": MaxFeatures,
-        "transmil": TransMil,
-    }
-    return plain[config.model](dim)

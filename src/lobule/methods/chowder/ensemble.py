@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lobule.errors import BundleError, LobuleError, ModelError, UsageError
 from lobule.methods.chowder.bags import Bag
-from lobule.methods.chowder.config import Config, build
+from lobule.methods.chowder.config import Config
+from lobule.methods.chowder.models import build
 from lobule.methods.chowder.orientation import (
     Calibration,
     Orientation,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lobule.errors import ModelError
 from lobule.methods.chowder.bags import Bag
-from lobule.methods.chowder.config import Config, build
+from lobule.methods.chowder.config import Config
+from lobule.methods.chowder.models import build
 from lobule.nets.mil import Standardised
 
 TILES_AT_ONCE = 20_000

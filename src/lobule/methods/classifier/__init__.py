@@ -9,16 +9,21 @@ Deliberate differences from WSInfer:
 - A TorchScript file can run code, so it is converted and loaded only with `--trust`.
 """
 
-from lobule.methods import Method
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
 from lobule.methods.classifier.config import Config, of_wsinfer
-from lobule.methods.classifier.convert import convert
-from lobule.methods.classifier.predictor import TilePredictor, load
+
+if TYPE_CHECKING:
+    from lobule.methods.classifier.predictor import TilePredictor, load
 
 METHOD = Method(
     name="classifier",
     summary="Tile scores by any timm, torchvision or TorchScript model; converted, not trained.",
     config=Config,
-    load=load,
+    load=imported_when_called("lobule.methods.classifier.predictor", "load"),
 )
 
-__all__ = ["METHOD", "Config", "TilePredictor", "convert", "load", "of_wsinfer"]
+__all__ = ["Config", "METHOD", "TilePredictor", "load", "of_wsinfer"]
+
+__getattr__ = attributes_imported_when_used(__name__, {"TilePredictor": "predictor", "load": "predictor"})

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lobule.cohort.labels import plain, polarity
 from lobule.errors import ConfigError
-from lobule.nets.scaling import InputScaling
+from lobule.nets.published import TORCHVISION_MEAN, TORCHVISION_STD
 from lobule.settings import Settings
+
+if TYPE_CHECKING:
+    from lobule.nets.scaling import InputScaling
 
 BACKGROUND_NAMES = frozenset({"background", "other"})
 """Class names that count as background, in addition to the names that mean no tumour."""
@@ -28,8 +31,8 @@ class Config(Settings):
     """Side of the tiles that are read, in pixels."""
     input: int = 224
     """Side of the model's input in pixels; tiles of another size are resized on the device."""
-    mean: tuple[float, float, float] = InputScaling().mean
-    std: tuple[float, float, float] = InputScaling().std
+    mean: tuple[float, float, float] = TORCHVISION_MEAN
+    std: tuple[float, float, float] = TORCHVISION_STD
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """`none` if the model outputs probabilities."""
     background: tuple[str, ...] = ()
@@ -52,6 +55,8 @@ class Config(Settings):
 
     @property
     def scaling(self) -> InputScaling:
+        from lobule.nets.scaling import InputScaling
+
         return InputScaling(self.mean, self.std)
 
     @property

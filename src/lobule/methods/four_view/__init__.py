@@ -58,21 +58,29 @@ docs/papers.md lists every element of the paper beside the setting that implemen
 Research use only.
 """
 
-from lobule.methods import Method
-from lobule.methods.four_view.bundle import convert, load, save
-from lobule.methods.four_view.config import SCAN_SETTINGS, Config
-from lobule.methods.four_view.predictor import FourViewPredictor
-from lobule.methods.four_view.train import KINDS, train
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
+from lobule.methods.four_view.config import KINDS, SCAN_SETTINGS, Config
+
+if TYPE_CHECKING:
+    from lobule.methods.four_view.bundle import convert, load, save
+    from lobule.methods.four_view.predictor import FourViewPredictor
 
 METHOD = Method(
     name="four_view",
     summary="Benign and malignant scores per breast from four mammogram views, with heatmaps.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.four_view.bundle", "load"),
+    train=imported_when_called("lobule.methods.four_view.train", "train"),
     kinds=KINDS,
     scan_settings=SCAN_SETTINGS,
     unsupported=("refine", "stride", "slide_mpp", "upsample"),
+    check_scan=lambda config, settings, options: config.set(settings),
 )
 
-__all__ = ["METHOD", "Config", "FourViewPredictor", "convert", "load", "save", "train"]
+__all__ = ["Config", "FourViewPredictor", "METHOD", "convert", "load", "save"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__, {"convert": "bundle", "load": "bundle", "save": "bundle", "FourViewPredictor": "predictor"}
+)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from lobule.cohort import Kind
 from lobule.errors import ConfigError
 from lobule.mammograms.dicom_pixels import Pixels
-from lobule.mammograms.exam_views import ViewOptions
 from lobule.mammograms.published.crop import Quirks
 from lobule.mammograms.published.patches import PATCH, STRIDE
-from lobule.mammograms.published.windows import NO_AUGMENTATION, Augmentation
-from lobule.nets.four_view import PATCH_CLASSES, WIDTHS, Pooling
+from lobule.nets.published import FOUR_VIEW_WIDTHS, PATCH_CLASSES, Pooling
 from lobule.settings import Settings
 from lobule.training.fit_options import Optimiser, Schedule
+
+if TYPE_CHECKING:
+    from lobule.mammograms.exam_views import ViewOptions
+    from lobule.mammograms.published.windows import Augmentation
 
 Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
 Compat = Literal["nyu", "own"]
 Painting = Literal["exact", "fast"]
+
+KINDS: tuple[Kind, ...] = ("exam",)
+"""The kinds of cases that the method learns from and scans."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Architecture(Settings):
     """Erosions that separate the breast from letters in the view; fewer for small images."""
     crop_buffer: int = 50
     """Pixels that are kept around the breast."""
-    widths: tuple[int, ...] = WIDTHS
+    widths: tuple[int, ...] = FOUR_VIEW_WIDTHS
     """Channels of the five stages of the classifier's trunk."""
     pool: Pooling | None = None
     """How the trunk's feature map of a view is pooled: by its `mean`, as published, or by its `max`, which is
@@ -230,12 +236,16 @@ class Config(Settings):
 
     @property
     def variation(self) -> Augmentation:
+        from lobule.mammograms.published.windows import NO_AUGMENTATION, Augmentation
+
         architecture = self.architecture
         augmented = self.reading.augmentation
         return Augmentation(architecture.move, architecture.resize) if augmented else NO_AUGMENTATION
 
     @property
     def view_options(self) -> ViewOptions:
+        from lobule.mammograms.exam_views import ViewOptions
+
         reading, architecture = self.reading, self.architecture
         crop = (architecture.crop_iterations, architecture.crop_buffer)
         return ViewOptions(reading.quirks, reading.pixels, *crop, architecture.window)

@@ -23,8 +23,8 @@ from lobule.mammograms.published.crop import Window
 from lobule.mammograms.published.patches import PatchGrid, distinct_patches, heatmap_of
 from lobule.methods.four_view.config import Config, Painting
 from lobule.methods.four_view.planning import draw_patch_grids, image_shapes_of, patch_frame
-from lobule.nets.four_view import PATCH_CLASSES
 from lobule.nets.painter import CELL
+from lobule.nets.published import PATCH_CLASSES
 from lobule.results.folder import CaseFolder, Results, open_results
 from lobule.results.result import Result
 from lobule.scanning.contract import EngineSettings, OpenCase, Predictor, ScanOptions, Steps

@@ -14,7 +14,8 @@ from lobule.measures.roc import auc
 from lobule.methods.four_view.samples import ExamBatch
 from lobule.methods.four_view.training_exams import UNKNOWN
 from lobule.nets.birads import BiradsNet
-from lobule.nets.four_view import PATCH_CLASSES, TARGETS, Classifier, ImageWise, SideWise
+from lobule.nets.four_view import TARGETS, Classifier, ImageWise, SideWise
+from lobule.nets.published import PATCH_CLASSES
 
 MALIGNANT_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("malignant"))
 BENIGN_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("benign"))

@@ -20,7 +20,7 @@ from lobule.errors import CaseError, ConfigError
 from lobule.mammograms.published.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view.training_exams import UNKNOWN, ExamPool, TrainExam, TrainView
-from lobule.nets.four_view import PATCH_CLASSES
+from lobule.nets.published import PATCH_CLASSES
 
 OUTSIDE, NEGATIVE = PATCH_CLASSES.index("outside"), PATCH_CLASSES.index("negative")
 PROBES = 200

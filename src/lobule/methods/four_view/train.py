@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from lobule.bundles import Bundle
-from lobule.cohort import Case, Cohort, Kind
+from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
 from lobule.methods.four_view.bundle import save
-from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.config import KINDS, Config
 from lobule.methods.four_view.heatmaps import score_patches
 from lobule.methods.four_view.model import Nets
 from lobule.methods.four_view.objectives import (
@@ -51,14 +51,13 @@ from lobule.methods.four_view.start import Start, build_start
 from lobule.methods.four_view.training_exams import ExamPool, gather_exams
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
-from lobule.nets.four_view import PATCH_CLASSES
+from lobule.nets.published import PATCH_CLASSES
 from lobule.results.folder import Results
 from lobule.slides.cache import TileCache
 from lobule.training.batch_stream import DrawnBatches
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
-KINDS: tuple[Kind, ...] = ("exam",)
 """Kinds of cases that the method can be trained on."""
 PATCHES, BIRADS, BREASTS, VALIDATION = 1, 2, 3, 1_000_000
 """Numbers of the random streams of each stage."""

@@ -20,7 +20,8 @@ from lobule.mammograms.views import View
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.heatmaps import stored_heatmaps
 from lobule.methods.four_view.planning import draw_patch_grids, patch_frame
-from lobule.nets.four_view import PATCH_CLASSES, TARGETS
+from lobule.nets.four_view import TARGETS
+from lobule.nets.published import PATCH_CLASSES
 from lobule.results.folder import Results
 from lobule.slides.cache import TileCache
 

@@ -15,19 +15,27 @@ scores of its views; the publication scores images.
 Research use only.
 """
 
-from lobule.methods import Method
-from lobule.methods.gmic.bundle import convert, load
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
 from lobule.methods.gmic.config import SCAN_SETTINGS, Config
-from lobule.methods.gmic.predictor import GmicPredictor
+
+if TYPE_CHECKING:
+    from lobule.methods.gmic.bundle import convert, load
+    from lobule.methods.gmic.predictor import GmicPredictor
 
 METHOD = Method(
     name="gmic",
     summary="Scores of each mammogram view from its salient regions; converted, not trained.",
     config=Config,
-    load=load,
+    load=imported_when_called("lobule.methods.gmic.bundle", "load"),
     kinds=("exam",),
     scan_settings=SCAN_SETTINGS,
     unsupported=("refine", "stride", "slide_mpp", "upsample"),
 )
 
-__all__ = ["METHOD", "Config", "GmicPredictor", "convert", "load"]
+__all__ = ["Config", "GmicPredictor", "METHOD", "convert", "load"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__, {"convert": "bundle", "load": "bundle", "GmicPredictor": "predictor"}
+)

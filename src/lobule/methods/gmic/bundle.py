@@ -16,7 +16,8 @@ from lobule.methods.gmic.config import Config
 from lobule.methods.gmic.predictor import GmicPredictor
 from lobule.nets.four_view import TARGETS
 from lobule.nets.four_view_weights import load_published, published_source
-from lobule.nets.gmic import TOP_SHARES, Gmic
+from lobule.nets.gmic import Gmic
+from lobule.nets.published import GMIC_TOP_SHARES
 
 
 def build(config: Config) -> list[Gmic]:
@@ -94,5 +95,5 @@ def _top_share(source: Mapping[str, Any]) -> float:
     for name in (source["published_as"], source["source"]):
         match = re.search(r"sample_model_([1-5])\.", name)
         if match:
-            return TOP_SHARES[int(match[1]) - 1]
-    return TOP_SHARES[0]
+            return GMIC_TOP_SHARES[int(match[1]) - 1]
+    return GMIC_TOP_SHARES[0]

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lobule.mammograms.dicom_pixels import Pixels
-from lobule.mammograms.exam_views import ViewOptions
 from lobule.mammograms.published.centres import GMIC_WINDOW_SIZE
 from lobule.mammograms.published.crop import Quirks
-from lobule.nets.four_view import WIDTHS
-from lobule.nets.gmic import REGION_PX, REGIONS, TOP_SHARES
+from lobule.nets.published import FOUR_VIEW_WIDTHS, GMIC_REGION_PX, GMIC_REGIONS, GMIC_TOP_SHARES
 from lobule.settings import Settings, type_hints
+
+if TYPE_CHECKING:
+    from lobule.mammograms.exam_views import ViewOptions
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     """Settings of the model and its scans."""
 
-    top_shares: tuple[float, ...] = TOP_SHARES[:1]
+    top_shares: tuple[float, ...] = GMIC_TOP_SHARES[:1]
     """For each model whose scores are averaged, the share of saliency cells that its global score
     averages."""
-    regions: int = REGIONS
-    region_px: int = REGION_PX
+    regions: int = GMIC_REGIONS
+    region_px: int = GMIC_REGION_PX
     window: tuple[int, int] = GMIC_WINDOW_SIZE
     quirks: Quirks = "reference"
     """`reference` keeps the errors of the published code. `fixed` repairs the off-by-one landmarks and
@@ -32,10 +34,12 @@ class Config(Settings):
     crop_buffer: int = 50
     map_cell: int = 16
     """Side in pixels of a cell of the stored saliency map."""
-    widths: tuple[int, ...] = WIDTHS
+    widths: tuple[int, ...] = FOUR_VIEW_WIDTHS
 
     @property
     def view_options(self) -> ViewOptions:
+        from lobule.mammograms.exam_views import ViewOptions
+
         return ViewOptions(self.quirks, self.pixels, self.crop_iterations, self.crop_buffer, self.window)
 
 

@@ -21,19 +21,26 @@ Research use only.
 
 from __future__ import annotations
 
-from lobule.methods import Method
-from lobule.methods.probe.config import Config
-from lobule.methods.probe.model import ProbeModel
-from lobule.methods.probe.predictor import ProbePredictor, load
-from lobule.methods.probe.train import train
+from typing import TYPE_CHECKING
 
-__all__ = ["METHOD", "Config", "ProbeModel", "ProbePredictor", "load", "train"]
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
+from lobule.methods.probe.config import Config
+
+if TYPE_CHECKING:
+    from lobule.methods.probe.model import ProbeModel
+    from lobule.methods.probe.predictor import ProbePredictor, load
 
 METHOD = Method(
     name="probe",
     summary="A dense map from a light head on tokens of an encoder, learned from outlined slides.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.probe.predictor", "load"),
+    train=imported_when_called("lobule.methods.probe.train", "train"),
     unsupported=("refine", "stride"),
+)
+
+__all__ = ["Config", "METHOD", "ProbeModel", "ProbePredictor", "load"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__, {"ProbeModel": "model", "ProbePredictor": "predictor", "load": "predictor"}
 )

@@ -35,36 +35,41 @@ docs/papers.md lists every element of the paper beside the setting that implemen
 Research use only.
 """
 
-from lobule.methods import Method
-from lobule.methods.rakhlin.bach import write_bach
-from lobule.methods.rakhlin.bundle import load, save
-from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.folds import KINDS, split_for_training
-from lobule.methods.rakhlin.predictor import RakhlinPredictor
-from lobule.methods.rakhlin.train import train
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
+from lobule.methods.rakhlin.config import KINDS, Config
 from lobule.settings import type_hints
+
+if TYPE_CHECKING:
+    from lobule.methods.rakhlin.bach import write_bach
+    from lobule.methods.rakhlin.bundle import load, save
+    from lobule.methods.rakhlin.folds import split_for_training
+    from lobule.methods.rakhlin.predictor import RakhlinPredictor
 
 METHOD = Method(
     name="rakhlin",
     summary="Class probabilities of images, regions and slides, learned from one label per image.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.rakhlin.bundle", "load"),
+    train=imported_when_called("lobule.methods.rakhlin.train", "train"),
     kinds=KINDS,
-    split=split_for_training,
+    split=imported_when_called("lobule.methods.rakhlin.folds", "split_for_training"),
     resolve=lambda config, cohort: config.resolved().with_classes(cohort.labels()),
     scan_settings=type_hints(
         Config, "scan_augmentations", "map_augmentations", "window", "stride", "tissue_share"
     ),
 )
 
-__all__ = [
-    "METHOD",
-    "Config",
-    "RakhlinPredictor",
-    "load",
-    "save",
-    "split_for_training",
-    "train",
-    "write_bach",
-]
+__all__ = ["Config", "METHOD", "RakhlinPredictor", "load", "save", "split_for_training", "write_bach"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__,
+    {
+        "write_bach": "bach",
+        "load": "bundle",
+        "save": "bundle",
+        "split_for_training": "folds",
+        "RakhlinPredictor": "predictor",
+    },
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm
 from numpy.typing import NDArray
 
 from lobule.errors import ConfigError
+
+if TYPE_CHECKING:
+    import lightgbm
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def dataset(
         config: The settings of the boosting.
         like: The training data, for held-out data.
     """
+    import lightgbm
+
     _, augmentations, width = descriptors.shape
     rows, row_labels = descriptors.reshape(-1, width), labels.repeat(augmentations)
     if like is not None:
@@ -96,6 +100,8 @@ def boost(
     fold: int,
 ) -> lightgbm.Booster:
     """One model. The rounds are fixed unless `early_stopping`, which needs held-out data."""
+    import lightgbm
+
     parameters = config.parameters(classes, seed, fold)
     if not config.early_stopping or held_out is None:
         return lightgbm.train(parameters, training, config.rounds)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from lobule.cohort import Kind
 from lobule.encoders import ENCODERS
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin.boosting import BoostingConfig
@@ -16,6 +17,9 @@ Recipe = Literal["full", "quick"]
 Stains = Literal["published", "corrected", "none"]
 Calibration = Literal["none", "platt", "isotonic"]
 Groups = Literal["patient", "site"]
+
+KINDS: tuple[Kind, ...] = ("image", "region", "slide")
+"""The kinds of cases that the method learns from and scans."""
 
 BACH = ("normal", "benign", "in situ", "invasive")
 """The classes of the paper, in its order."""

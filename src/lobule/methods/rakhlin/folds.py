@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.cohort import Cohort, Kind
+from lobule.cohort import Cohort
 from lobule.errors import ConfigError, Leakage, ResultsError, TooLarge
 from lobule.files import csv_text, open_url, write_text
-from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.config import KINDS, Config
 from lobule.pickles import plain_pickle
 from lobule.training.division import (
     TrainingSplit,
@@ -24,7 +24,6 @@ from lobule.training.division import (
 )
 
 LARGEST_FILE = 64 << 20
-KINDS: tuple[Kind, ...] = ("image", "region", "slide")
 COLUMNS = ("case", "patient", "site", "label", "fold")
 
 

@@ -28,11 +28,11 @@ from lobule.errors import BundleError, CaseError
 from lobule.files import make_folder, read_json, write_json, write_text
 from lobule.methods.rakhlin.boosting import boost, dataset
 from lobule.methods.rakhlin.bundle import save
-from lobule.methods.rakhlin.config import Config, DescriptorSet
+from lobule.methods.rakhlin.config import KINDS, Config, DescriptorSet
 from lobule.methods.rakhlin.encoders import Encoder, Plan, pretrained
 from lobule.methods.rakhlin.explain import Attributions, Explained, explain
 from lobule.methods.rakhlin.features import Described, described
-from lobule.methods.rakhlin.folds import KINDS, folds_of, split_for_training, write_folds
+from lobule.methods.rakhlin.folds import folds_of, split_for_training, write_folds
 from lobule.methods.rakhlin.forests import read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
 from lobule.methods.rakhlin.trees import BoostedTrees

@@ -35,21 +35,29 @@ Intentional differences from the paper:
 docs/papers.md lists every element of the paper beside the setting that implements it.
 """
 
-from lobule.methods import Method
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
 from lobule.methods.reverse_distillation.config import Config
-from lobule.methods.reverse_distillation.convert import convert
-from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, load, save
-from lobule.methods.reverse_distillation.train import train
+from lobule.methods.reverse_distillation.geometry import scan_config
 from lobule.settings import type_hints
+
+if TYPE_CHECKING:
+    from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, load, save
 
 METHOD = Method(
     name="reverse_distillation",
     summary="An anomaly map of a slide, learned from about ten slides with outlined tumours.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.reverse_distillation.predictor", "load"),
+    train=imported_when_called("lobule.methods.reverse_distillation.train", "train"),
     resolve=lambda config, cohort: config.of_loss(config.loss),
     scan_settings=type_hints(Config, "form", "mosaics", "threshold"),
+    check_scan=lambda config, settings, options: scan_config(config, settings, options.get("stride")),
 )
 
-__all__ = ["METHOD", "AnomalyPredictor", "Config", "convert", "load", "save", "train"]
+__all__ = ["AnomalyPredictor", "Config", "METHOD", "load", "save"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__, {"AnomalyPredictor": "predictor", "load": "predictor", "save": "predictor"}
+)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lobule.augment import AugmentConfig
+from lobule.color import Normalisation
 from lobule.errors import ConfigError
 from lobule.settings import Settings
-from lobule.slides.normalised import Normalisation
 
 Loss = Literal["focal", "plain"]
 Form = Literal["exact", "shared"]

@@ -6,11 +6,29 @@ each mosaic starts at another offset before the first window. `config.stride` is
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lobule.errors import ConfigError
 from lobule.methods.reverse_distillation.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def scan_config(config: Config, settings: Mapping[str, Any], stride: int | None) -> Config:
+    """Return the config with the stride and the settings that a scan changes.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    config = replace(config, **{**settings, "stride": stride or config.stride})
+    if config.form == "shared" and config.score == "max":
+        raise ConfigError("the shared form does not support score=max", remedy="Use form=exact")
+    cells_per_patch(config)  # A stride that the shared form does not support raises an error.
+    return config
 
 
 def cells_per_patch(config: Config) -> int:
@@ -64,6 +82,8 @@ def patches_across(config: Config, cells: int, offset: int) -> int:
 
 def patches_of_cells(config: Config, cells: int, offset: int, device: torch.device) -> Tensor:
     """Matrix (cells, patches) along one axis: 1 if the cell's window overlaps the patch, otherwise 0."""
+    import torch
+
     side = config.patch
     begins = offset + config.stride * torch.arange(cells, device=device)[:, None]
     patch = side * torch.arange(patches_across(config, cells, offset), device=device)

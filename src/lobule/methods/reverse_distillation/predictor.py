@@ -30,6 +30,7 @@ from lobule.methods.reverse_distillation.geometry import (
     mosaic_offsets,
     patches_across,
     patches_of_cells,
+    scan_config,
 )
 from lobule.nets.anomaly import SLIDE_THRESHOLD, Distances, slide_score, smooth, summed, window_means
 from lobule.nets.reverse_distillation import Student, StudentShape
@@ -80,12 +81,7 @@ class PatchModel:
 
     def scan_config(self, options: ScanOptions) -> Config:
         """The config with the stride and the settings that this scan overrides."""
-        settings = {**options.settings, "stride": options.stride or self.config.stride}
-        config = replace(self.config, **settings)
-        if config.form == "shared" and config.score == "max":
-            raise ConfigError("the shared form does not support score=max", remedy="Use form=exact")
-        cells_per_patch(config)  # A stride that the shared form does not support raises an error.
-        return config
+        return scan_config(self.config, options.settings, options.stride)
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         config = self.scan_config(options)

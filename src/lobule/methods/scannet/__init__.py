@@ -30,18 +30,21 @@ Intentional differences from the paper:
 docs/papers.md lists every element of the paper beside the setting that implements it.
 """
 
-from lobule.methods import Method
-from lobule.methods.scannet.config import Config
-from lobule.methods.scannet.predictor import DensePredictor, load, save
-from lobule.methods.scannet.train import train
+from typing import TYPE_CHECKING
+
+from lobule.methods import Method, attributes_imported_when_used, imported_when_called
+from lobule.methods.scannet.config import Config, check_scan
 from lobule.settings import type_hints
+
+if TYPE_CHECKING:
+    from lobule.methods.scannet.predictor import DensePredictor, load, save
 
 METHOD = Method(
     name="scannet",
     summary="A dense tumour map of a slide, learned from tumours outlined on many slides.",
     config=Config,
-    load=load,
-    train=train,
+    load=imported_when_called("lobule.methods.scannet.predictor", "load"),
+    train=imported_when_called("lobule.methods.scannet.train", "train"),
     resolve=lambda config, cohort: config.resolved(),
     scan_settings=type_hints(
         Config,
@@ -55,6 +58,11 @@ METHOD = Method(
         "mean_cells",
     ),
     unsupported=(),
+    check_scan=check_scan,
 )
 
-__all__ = ["METHOD", "Config", "DensePredictor", "load", "save", "train"]
+__all__ = ["Config", "DensePredictor", "METHOD", "load", "save"]
+
+__getattr__ = attributes_imported_when_used(
+    __name__, {"DensePredictor": "predictor", "load": "predictor", "save": "predictor"}
+)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from lobule.augment import AugmentConfig
+from lobule.color import Normalisation
 from lobule.errors import ConfigError
 from lobule.settings import Settings
-from lobule.slides.normalised import Normalisation
-from lobule.training.fitting import Schedule
+from lobule.training.fit_options import Schedule
 
 FindingsBy = Literal["components", "nms"]
 SlideScore = Literal["max", "forest"]
+
+NET_STRIDES: Mapping[str, int] = {"squeezenet1_1": 16}
+"""Pixels per output cell of trunks whose stride is not `NET_STRIDE`."""
+NET_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -133,3 +138,21 @@ class Config(Settings):
     def starts_from(self) -> str:
         """The weights of the trunk; an empty text, as in bundles of earlier versions, means random ones."""
         return self.weights or "random"
+
+
+def check_scan(config: Config, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a scan cannot have these settings or options."""
+    config = replace(config, **settings)
+    default = config.refine_stride if options.get("refine") else config.stride
+    require_stride(NET_STRIDES.get(config.trunk, NET_STRIDE), options.get("stride") or default)
+
+
+def require_stride(net_stride: int, stride: int) -> None:
+    """Raise `ConfigError` unless the stride of a map is the net's stride divided by a power of two."""
+    if stride > net_stride or net_stride % stride or (net_stride // stride) & (net_stride // stride - 1):
+        choices = [net_stride >> k for k in range(net_stride.bit_length()) if net_stride % (1 << k) == 0]
+        raise ConfigError(
+            f"this net does not support stride {stride}",
+            expected=f"one of {', '.join(map(str, choices))}",
+            remedy="Choose another --stride",
+        )

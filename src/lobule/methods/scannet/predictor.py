@@ -20,7 +20,7 @@ from lobule.errors import ConfigError
 from lobule.findings import Finding, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.scannet.calibration import CELLS, CellCalibration
-from lobule.methods.scannet.config import Config
+from lobule.methods.scannet.config import Config, require_stride
 from lobule.methods.scannet.forest import FOREST, Forest, map_features
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.dense import DenseNet, densify
@@ -130,14 +130,7 @@ class DenseModel:
     def stride(self, options: ScanOptions) -> int:
         """The stride of a uniform map: the net's stride divided by a power of two."""
         stride = options.stride or self.config.stride
-        net_stride = self.geometry.stride
-        if stride > net_stride or net_stride % stride or (net_stride // stride) & (net_stride // stride - 1):
-            choices = [net_stride >> k for k in range(net_stride.bit_length()) if net_stride % (1 << k) == 0]
-            raise ConfigError(
-                f"this net does not support stride {stride}",
-                expected=f"one of {', '.join(map(str, choices))}",
-                remedy="Choose another --stride",
-            )
+        require_stride(self.geometry.stride, stride)
         return stride
 
     def strides(self, options: ScanOptions) -> tuple[int, ...]:

@@ -1,11 +1,4 @@
-"""Colour baseline: mean and standard deviation of red, green and blue in a window, and logistic regression.
-
-This is not a published system but a baseline that every tissue model should exceed. It is scanned, evaluated
-and compared like any other method. If it performs well on slides of another hospital, the data set is too
-easy to measure how well a model recognises texture.
-
-Research use only.
-"""
+"""The colour model, its predictor and its training."""
 
 from __future__ import annotations
 
@@ -20,51 +13,25 @@ from torch.nn import functional as F
 
 from lobule.bundles import Bundle, trained_bundle, write_bundle
 from lobule.cohort import Cohort
-from lobule.errors import ConfigError, ModelError
+from lobule.errors import ModelError
 from lobule.grid import MapGrid, cells_by_centre
-from lobule.methods import Method
+from lobule.methods.colour.config import BATCH, Config
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import largest_cells, random_batch
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
-from lobule.settings import Settings
 from lobule.training.job import TrainingJob, TrainOptions, training_job
 from lobule.training.patch_pools import PatchStreams, cases_of, train_pool, validation_pool
 from lobule.training.patch_sampling import Pool
 from lobule.training.sampling import SampleConfig
 
-__all__ = ["METHOD", "ColourPredictor", "Config", "load", "train"]
-
-BATCH = 64
 VALIDATION_ROUND = 1
 """The sampling round of the validation windows; training windows are sampled in round 0."""
 OFFSET = 128.0
 """Subtracted from every pixel before squares are summed, so that single precision is sufficient."""
 BYTES_PER_PIXEL = 64
 CELLS = 64
-
-
-@dataclass(frozen=True)
-class Config(Settings):
-    """Settings of the windows and of the map."""
-
-    classes: tuple[str, ...] = ("normal", "tumour")
-    mpp: float = 1.0
-    window: int = 64
-    """Side in pixels of the window whose colour is measured for each cell."""
-    stride: int = 16
-    patches: int = 2000
-    """Number of training windows, half of each class."""
-    threshold: float = 0.5
-    """Cells with a higher score are findings."""
-
-    def __post_init__(self) -> None:
-        if len(self.classes) != 2 or self.window < 2 or self.stride < 1 or self.patches < 2 * BATCH:
-            raise ConfigError(
-                "invalid settings of the method colour",
-                expected=f"two classes, window >= 2, stride >= 1 and patches >= {2 * BATCH}",
-            )
 
 
 @dataclass(frozen=True)
@@ -210,12 +177,3 @@ def load(bundle: Bundle, *, trust: bool = False) -> ColourPredictor:
             "the weights do not fit the method colour", subject=bundle.path, actual=", ".join(weights)
         )
     return ColourPredictor(Config.from_dict(bundle.config), weights["coefficients"], weights["intercept"])
-
-
-METHOD = Method(
-    name="colour",
-    summary="A baseline that scores the colour of windows, learned from outlined slides.",
-    config=Config,
-    load=load,
-    train=train,
-)
