@@ -94,7 +94,7 @@ def dense_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
     from lobule.nets.dense import densify
     from lobule.scanning.contract import EngineSettings, ScanOptions
     from lobule.scanning.device import max_bytes_on
-    from lobule.scanning.engine import GIB
+    from lobule.scanning.machine import GIB
 
     ratios: dict[str, float] = {}
     net = vgg(plan)

@@ -138,7 +138,7 @@ def cache_folder() -> Path:
     A relative `XDG_CACHE_HOME` is ignored, as the XDG specification requires.
     """
     if chosen := os.environ.get("LOBULE_CACHE"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "lobule"
 

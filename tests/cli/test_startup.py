@@ -84,6 +84,8 @@ def test_a_scan_loads_no_library_that_its_network_does_not_need(
         ({"bundle": "no/such/bundle"}, "not a bundle"),
         ({"option": "--precision=int2"}, "--precision"),
         ({"option": "--precision=int8"}, "this bundle has no int8 models"),
+        ({"runtime": "onnx"}, "LOBULE_RUNTIME has the unknown value 'onnx'"),
+        ({"runtime": "openvino", "option": "--device=cuda:0"}, "OpenVINO computes on a CPU"),
         ({"slide": "bad.csv"}, "column"),
         ({"option": "--set=treshold=0.3"}, "Did you mean 'threshold'"),
         ({"option": "--set=threshold=high"}, "threshold = 'high' is not a number"),
@@ -92,8 +94,14 @@ def test_a_scan_loads_no_library_that_its_network_does_not_need(
     ],
 )
 def test_a_mistake_is_reported_before_torch_is_loaded(
-    change: dict[str, str], message: str, bundles: dict[str, Path], slide: Path, tmp_path: Path
+    change: dict[str, str],
+    message: str,
+    bundles: dict[str, Path],
+    slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("LOBULE_RUNTIME", change.get("runtime", ""))
     (tmp_path / "bad.csv").write_text("case,patent,slyde\na,p,x.tif\n")
     values = {"bundle": str(bundles["dense"]), "slide": str(slide), "option": "--no-tissue", **change}
     if values["slide"] == "bad.csv":

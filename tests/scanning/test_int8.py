@@ -135,6 +135,31 @@ def test_what_cannot_be_quantised_is_refused(
     assert not (tmp_path / "few").exists()
 
 
+def test_sizes_that_do_not_fit_the_models_are_reported(
+    quantised: Path, cohort: Cohort, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        assert run(quantised, cohort, tmp_path / "a", batch=4)["batch"] == 8
+    assert "batches of 8: --batch 4 is ignored" in caplog.text and "exceed" not in caplog.text
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        run(quantised, cohort, tmp_path / "b", max_ram=1 << 20)
+    assert "may exceed this limit" in caplog.text
+
+
+def test_a_scan_without_openvino_says_that_int8_is_not_used(
+    quantised: Path,
+    cohort: Cohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LOBULE_RUNTIME", "auto")
+    monkeypatch.setattr(openvino_library, "is_installed", lambda name="openvino": False)
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        engine = run(quantised, cohort, tmp_path / "r", runtime="auto")
+    assert engine["runtime"] == "torch" and "pip install 'lobule[openvino]'" in caplog.text
+
+
 def test_a_changed_model_is_refused(quantised: Path, cohort: Cohort, tmp_path: Path) -> None:
     import shutil
 
@@ -151,7 +176,12 @@ def test_a_dense_net_is_calibrated_on_small_fields_and_computes_large_ones(
     monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(quantization, "CALIBRATION_CELLS", 2)
     dense = write_tiny_bundle(tmp_path / "dense", mpp=0.5)
-    bundle = quantize(dense, cohort, tmp_path / "int8", scans=0, max_ram=48 << 20)
+    # The first slide has no field from which the size of complete fields could be learnt.
+    blank = cohort_of(write_slide(tmp_path / "blank.tif", np.full((300, 300, 3), 243, np.uint8)))
+    cases = Cohort((*blank, *cohort))
+    bundle = quantize(dense, cases, tmp_path / "int8", scans=1, max_ram=48 << 20)
+    scans = bundle.provenance["int8"]["scans"]
+    assert (scans["cases"], scans["without_score"], scans["largest_change"]) == (0, ["blank"], None)
     (model,) = bundle.provenance["int8"]["models"]
     settings: dict[str, Any] = {"tissue": False, "device": "cpu", "max_ram": 48 << 20, "runtime": "openvino"}
     with caplog.at_level(logging.WARNING, "lobule.scan"):

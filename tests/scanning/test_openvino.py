@@ -30,8 +30,8 @@ from lobule.nets.dense import densify
 from lobule.nets.inference import for_inference
 from lobule.nets.tiny import tiny
 from lobule.results import open_results
+from lobule.scanning import choice, openvino_conversion, openvino_library, openvino_runtime
 from lobule.scanning import engine as engine_module
-from lobule.scanning import openvino_conversion, openvino_library, openvino_runtime
 from lobule.scanning.contract import OPENVINO, EngineSettings
 from lobule.scanning.device import copy_to_device
 from lobule.scanning.network_identity import network_digest
@@ -138,8 +138,6 @@ def _features(out: Path) -> np.ndarray:
 def test_auto_measures_both_and_records_the_faster(
     bundles: dict[str, Path], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lobule.scanning import choice
-
     original = choice._rate
 
     def rate(model: Any, engine: EngineSettings, options: Any) -> Any:
@@ -272,6 +270,24 @@ def test_a_missing_or_old_openvino_is_reported(
     with pytest.raises(MissingExtra, match="pip install 'lobule\\[openvino\\]'"):
         possible_forms(EngineSettings(), runtime=OPENVINO)
     assert {form.runtime for form in possible_forms(EngineSettings(), runtime="auto")} == {"torch"}
+
+
+def test_a_choice_of_openvino_is_not_followed_without_it(
+    bundles: dict[str, Path],
+    slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Otherwise every case would fail."""
+    monkeypatch.setenv("LOBULE_RUNTIME", "auto")
+    monkeypatch.setattr(choice, "MARGIN", 1e9)
+    assert run(bundles["tiles"], slide, tmp_path / "a", "auto")["runtime"] == OPENVINO
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_library, "OLDEST", (2999, 0))
+        assert run(bundles["tiles"], slide, tmp_path / "b", "auto")["runtime"] == "torch"
+    assert "OpenVINO is not used" in caplog.text
+    assert run(bundles["tiles"], slide, tmp_path / "c", "auto")["runtime"] == OPENVINO
 
 
 def test_bfloat16_is_tried_only_with_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,30 @@ def test_a_damaged_cache_is_ignored_with_a_note_and_replaced(
     assert tree(tmp_path / "b") == tree(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measurement": {"fields_per_s": {"float32": 2.0}}},
+        {"measurement": {"fields_per_s": {"float32": -2.0}, "difference": None, "chosen": "float32"}},
+        {"measurement": {"fields_per_s": {"float32": 2.0}, "difference": "0", "chosen": "float32"}},
+        {"precision": "int8"},
+        {"key": {}},
+    ],
+)
+def test_a_choice_that_does_not_fit_is_ignored_with_a_warning(
+    cache: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    """An incomplete measurement stopped the scan; the choice for another scan was followed."""
+    key = cache_key(BUNDLE, EngineSettings(), {}, "auto", None)
+    measurement = {"fields_per_s": {"float32": 2.0}, "difference": None, "chosen": "float32"}
+    store_form(key, CachedForm("float32", False, measurement))
+    (entry,) = cache.glob("forms/*.json")
+    entry.write_text(json.dumps({**read_json(entry), **change}))
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        assert cached_form(key) is None
+    assert "is ignored" in caplog.text and entry.name in caplog.text
+
+
 def test_an_unwritable_cache_is_ignored_with_a_note(
     slide: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,6 +266,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the XDG base directory specification
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "lobule"
+    monkeypatch.setenv("LOBULE_CACHE", "~/fast")
+    assert cache_folder() == tmp_path / "home" / "fast"
 
 
 class ThreadCounter(MeanPredictor):

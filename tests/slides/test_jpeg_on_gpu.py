@@ -17,7 +17,7 @@ import simplejpeg
 
 from lobule.errors import ConfigError, MissingExtra, ResultsError
 from lobule.geometry import Box
-from lobule.scanning import engine
+from lobule.scanning import recorded_engine
 from lobule.scanning.scan import Machine, scan
 from lobule.slides import jpeg, jpeg_on_gpu
 from lobule.slides.jpeg_on_gpu import BACKENDS, MODULE, GpuDecoder, check_decoder
@@ -237,6 +237,6 @@ def test_a_worker_without_the_recorded_decoder_stops(
     def missing(name: str, device: str) -> None:
         raise MissingExtra(name, "decoding JPEG tiles on a GPU")
 
-    monkeypatch.setattr(engine, "check_decoder", missing)
+    monkeypatch.setattr(recorded_engine, "check_decoder", missing)
     with pytest.raises(ResultsError, match=r"cannot continue the scan as it began.*decoded by nvimagecodec"):
         scan(MeanPredictor(), BUNDLE, cohort, tmp_path / "r", EVERYWHERE, MACHINE)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lobule.api.models import GIB, JpegDecoder, Layout, Runtime, ScanPrecision, _tissue_option
+from lobule.api.models import GIB, JpegDecoder, Layout, Precision, Runtime, _tissue_option
 from lobule.api.runners import Runner, require_ray_options
 from lobule.settings import checked_options
 
@@ -45,7 +45,7 @@ def extract_features(
     retry_failed: bool = False,
     device: str = "auto",
     runtime: Runtime = "auto",
-    precision: ScanPrecision = "auto",
+    precision: Precision = "auto",
     memory_layout: Layout = "auto",
     jpeg_decoder: JpegDecoder | None = None,
     max_ram: int = 2 * GIB,

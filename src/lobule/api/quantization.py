@@ -165,7 +165,7 @@ def _with_small_fields(
 def _input_shapes(
     predictor: Predictor, cases: list[Case], options: ScanOptions, engine: EngineSettings
 ) -> dict[OpenVinoNet, tuple[int, ...]]:
-    """Return the shape of each network's input in a scan, from the first field of the first case."""
+    """Return the shape of each network's input in a scan, from a field of the first case with tissue."""
     from lobule.scanning.openvino_runtime import padded_size, recorded_inputs
 
     shapes: dict[OpenVinoNet, tuple[int, ...]] = {}
@@ -174,8 +174,11 @@ def _input_shapes(
         shapes.setdefault(net, (padded_size(len(x)), *x.shape[1:]))
 
     with recorded_inputs(record):
-        for key, batch in _batches(predictor, cases[:1], options, engine, 1, first=0):
-            _scores(predictor, key, batch)
+        for case in cases:
+            for key, batch in _batches(predictor, [case], options, engine, 1, first=0):
+                _scores(predictor, key, batch)
+            if shapes:
+                break
     return shapes
 
 
@@ -253,7 +256,10 @@ def rank_correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> float | 
 def _scan_differences(
     predictor: Predictor, cases: list[Case], options: ScanOptions, max_ram: int, folder: Path
 ) -> dict[str, Any]:
-    """Compare the slide scores of complete scans in int8 with those in float32."""
+    """Compare the slide scores of complete scans in int8 with those in float32.
+
+    Cases that have no score, such as blank slides and slides that cannot be read, are listed apart.
+    """
     from lobule.cohort import Cohort
     from lobule.results.folder import open_results
     from lobule.scanning.scan import Machine, scan
@@ -269,9 +275,14 @@ def _scan_differences(
             scores[precision] = {
                 case.case_id: dict((case.result or {}).get("scores", {})) for case in results
             }
-    differences = [
-        abs(value - scores["int8"][case].get(score, float("nan")))
-        for case, values in scores["float32"].items()
-        for score, value in values.items()
-    ]
-    return {"cases": len(cases), "largest_change": max(differences, default=None), "scores": scores}
+    changes: dict[str, float] = {}
+    for case, exact in scores["float32"].items():
+        rounded = scores["int8"][case]
+        if common := exact.keys() & rounded.keys():
+            changes[case] = max(abs(exact[name] - rounded[name]) for name in common)
+    return {
+        "cases": len(changes),
+        "without_score": [case.id for case in cases if case.id not in changes],
+        "largest_change": max(changes.values(), default=None),
+        "scores": scores,
+    }

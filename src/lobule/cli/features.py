@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Also store the tokens of the patches of every tile, in half precision or as 8-bit numbers.",
 )
+@shared.precision_option
 @shared.scan_machine_options
 @shared.jpeg_decoder_option
 @click.option(
@@ -103,6 +104,7 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
     options["tissue"] = shared.tissue_of(options)
     if dry_run:
         return plan(cohort, out, options)
+    shared.check_form(options)
     from lobule.api import extract_features
     from lobule.scanning.cases import Progress
 

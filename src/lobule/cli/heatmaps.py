@@ -18,6 +18,7 @@ from lobule.errors import UsageError
 @click.argument("cases", nargs=-1, required=True, metavar="COHORT")
 @shared.out_option("DIR", "Folder for the heatmaps; an interrupted run resumes there.")
 @shared.settings_option
+@shared.precision_option
 @shared.scan_machine_options
 @shared.fresh_option("existing heatmaps")
 @shared.retry_failed_option
@@ -33,6 +34,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
     if opened.method != "four_view":
         raise UsageError("heatmaps come from a four_view bundle", subject=bundle, actual=opened.method)
+    shared.check_form(options)
     from lobule.methods.four_view import METHOD, load
     from lobule.methods.four_view.heatmap_writer import write_cohort_heatmaps
     from lobule.scanning.cases import Progress

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +125,17 @@ precision_option = click.option(
     default="auto",
     help="auto uses what is fastest on this machine.",
 )
-runtime_options = combine_decorators(
-    click.option(
-        "--runtime",
-        type=click.Choice(["auto", "torch", "openvino"]),
-        default="auto",
-        help="Library that computes on a CPU; auto uses the faster of the installed ones.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
-        default="auto",
-        help="auto uses what is fastest on this machine; int8 needs a quantised bundle.",
-    ),
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="auto",
+    help="Library that computes on a CPU; auto uses the faster of the installed ones.",
+)
+scan_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
+    default="auto",
+    help="auto uses what is fastest on this machine; int8 needs a quantised bundle.",
 )
 
 tissue_method_option = click.option(
@@ -167,8 +165,21 @@ def tissue_of(options: dict[str, Any]) -> Any:
     return TissueConfig(method=method)
 
 
+def check_form(options: Mapping[str, Any], has_int8: bool = False) -> None:
+    """Refuse a runtime or a precision that cannot be used, before torch is imported, which takes seconds.
+
+    Args:
+        options: The options of the command.
+        has_int8: Whether the bundle has int8 models.
+    """
+    from lobule.scanning.requested_form import check_requested_form, requested_runtime
+
+    runtime = requested_runtime(options["runtime"])
+    check_requested_form(options["precision"], runtime, options["device"], has_int8)
+
+
 scan_machine_options = combine_decorators(
-    runtime_options,
+    runtime_option,
     click.option(
         "--memory-layout",
         type=click.Choice(["auto", "channels-last", "contiguous"]),

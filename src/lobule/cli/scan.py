@@ -50,6 +50,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
     "--budget", type=click.FloatRange(0), metavar="S", help="Time limit per case in seconds, with --refine."
 )
 @shared.slide_options
+@shared.scan_precision_option
 @shared.scan_machine_options
 @shared.jpeg_decoder_option
 @shared.settings_option
@@ -88,14 +89,13 @@ def command(
 
     After an interruption, run the same command to continue.
     """
-    from lobule.bundles import no_int8_models, read_bundle
+    from lobule.bundles import read_bundle
     from lobule.methods import check_scan
 
     _check_option_combinations(options)
     # All of these are checked here, because the scan begins with an import of torch that takes seconds.
     cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
-    if options["precision"] == "int8" and not opened.has_int8:
-        raise no_int8_models()
+    shared.check_form(options, opened.has_int8)
     check_scan(opened, options, options["settings"])
     options["tissue"] = shared.tissue_of(options)
     if dry_run:

@@ -22,7 +22,8 @@ from lobule.scanning.case_shares import Share
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.engine import Machine, choose_engine
+from lobule.scanning.engine import choose_engine
+from lobule.scanning.machine import Machine
 from lobule.scanning.scan import CACHE_SHARE
 from lobule.scanning.tissue_fields import first_fields
 

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lobule.bundles import no_int8_models
 from lobule.errors import ConfigError, LobuleError, ModelError, UsageError
 from lobule.scanning.contract import OPENVINO, Batch, EngineSettings, Model, ScanOptions
 from lobule.scanning.device import has_bfloat16
+from lobule.scanning.requested_form import check_requested_form
 
 log = logging.getLogger("lobule.scan")
 
-PRECISIONS = ("auto", "float32", "bfloat16", "int8")
-RUNTIMES = ("auto", "torch", OPENVINO)
 MARGIN = 0.9
 """Factor applied to the measured speed of every float32 form except the default, so that noise does not
 decide."""
@@ -161,14 +159,7 @@ def possible_forms(
     Raises:
         ConfigError: There is no such precision or runtime, or they do not fit the device or the bundle.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision '{precision}'", expected=", ".join(PRECISIONS))
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"unknown runtime '{runtime}'", expected=", ".join(RUNTIMES))
-    if runtime == OPENVINO and engine.device != "cpu":
-        raise ConfigError(
-            "OpenVINO computes on a CPU", actual=f"the device {engine.device}", remedy="Use --device cpu"
-        )
+    check_requested_form(precision, runtime, engine.device, bool(engine.int8_folder))
     if uses_int8(engine, precision, runtime):
         return [replace(engine, precision="int8", runtime=OPENVINO, channels_last=True)]
     forms = [] if runtime == OPENVINO else _torch_forms(engine, precision)
@@ -183,17 +174,14 @@ def uses_int8(engine: EngineSettings, precision: str, runtime: str) -> bool:
     from lobule.scanning.openvino_library import openvino
 
     if precision == "int8":
-        if not engine.int8_folder:
-            raise no_int8_models()
-        if runtime == "torch" or engine.device != "cpu":
-            raise ConfigError("int8 needs the runtime openvino on a CPU", remedy="Use --runtime openvino")
+        check_requested_form(precision, runtime, engine.device, bool(engine.int8_folder))
         openvino()
         return True
     usable = precision == "auto" and runtime != "torch" and engine.device == "cpu" and engine.int8_folder
-    return bool(usable) and _openvino_allowed(runtime)
+    return bool(usable) and openvino_allowed(runtime)
 
 
-def _openvino_allowed(runtime: str) -> bool:
+def openvino_allowed(runtime: str) -> bool:
     """Whether OpenVINO may be used. If it cannot be, this is an error only if the user requested it."""
     from lobule.scanning.openvino_library import is_installed, openvino
 
@@ -220,7 +208,7 @@ def _torch_forms(engine: EngineSettings, precision: str) -> list[EngineSettings]
 
 
 def _openvino_forms(engine: EngineSettings, precision: str, runtime: str) -> list[EngineSettings]:
-    if engine.device != "cpu" or not _openvino_allowed(runtime):
+    if engine.device != "cpu" or not openvino_allowed(runtime):
         return []
     from lobule.scanning.openvino_library import runs_bfloat16
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,9 +23,11 @@ from lobule import __version__
 from lobule.errors import LobuleError
 from lobule.files import read_json, write_json
 from lobule.fingerprints import cache_folder
+from lobule.results.checks import is_number
 from lobule.results.locks import lock_file
-from lobule.scanning.choice import PRECISIONS, RUNTIMES
-from lobule.scanning.contract import EngineSettings
+from lobule.scanning.choice import Measured
+from lobule.scanning.contract import OPENVINO, EngineSettings
+from lobule.scanning.requested_form import PRECISIONS, RUNTIMES
 
 log = logging.getLogger("lobule.scan")
 
@@ -109,9 +110,9 @@ def cached_form(key: Mapping[str, Any]) -> CachedForm | None:
     """Return the form stored for a key, or None. A damaged or unreadable entry is ignored with a warning."""
     try:
         path = _path_of(key)
-        return _read(path) if path.exists() else None
+        return _read(path, key) if path.exists() else None
     except (OSError, LobuleError, RuntimeError, ValueError) as error:
-        log.warning("The cached choice of precision and layout cannot be used and is ignored: %s", error)
+        log.warning("The cached choice of runtime and precision cannot be used and is ignored: %s", error)
         return None
 
 
@@ -123,7 +124,7 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
         with lock_file(path.with_suffix(".lock")):
             with suppress(OSError, LobuleError, ValueError):  # A damaged entry is replaced.
                 if path.exists():
-                    return _read(path)
+                    return _read(path, key)
             write_json(path, {**vars(form), "key": key})
     except (OSError, LobuleError, RuntimeError) as error:
         log.warning(
@@ -134,25 +135,34 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
 
 
 def _path_of(key: Mapping[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(_as_json(key).encode()).hexdigest()
     return cache_folder() / "forms" / f"{digest[:32]}.json"
 
 
-def _read(path: Path) -> CachedForm:
+def _as_json(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, default=str)
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> CachedForm:
     entry = read_json(path)
     try:
         form = CachedForm(
             entry["precision"], entry["channels_last"], dict(entry["measurement"]), entry["runtime"]
         )
-        rates = form.measurement["fields_per_s"].values()
-        sound = (
-            form.precision in PRECISIONS[1:]
-            and form.runtime in RUNTIMES[1:]
-            and isinstance(form.channels_last, bool)
-            and all(math.isfinite(rate) for rate in rates)
-        )
+        is_same_key = _as_json(entry["key"]) == _as_json(key)
+        measured = Measured(**form.measurement)
+        rates = measured.fields_per_s.values()
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not sound:
+    if not is_same_key:
+        raise ValueError(f"{path} is the choice for another scan")
+    if not (
+        form.precision in PRECISIONS[1:]
+        and form.runtime in RUNTIMES[1:]
+        and (form.precision != "int8" or form.runtime == OPENVINO)
+        and isinstance(form.channels_last, bool)
+        and all(is_number(rate) and rate > 0 for rate in rates)
+        and (measured.difference is None or is_number(measured.difference))
+    ):
         raise ValueError(f"{path} is damaged: it contains no valid precision and layout")
     return form

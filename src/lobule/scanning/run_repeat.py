@@ -15,6 +15,7 @@ from lobule.results.folder import Results, record_engine
 from lobule.results.runs import Run
 from lobule.scanning.cases import Progress
 from lobule.scanning.contract import ScanOptions
+from lobule.scanning.recorded_engine import checked_engine
 from lobule.scanning.run_record import cases_digest, inputs_digest, library_versions
 from lobule.settings import flattened
 from lobule.tissue import TissueConfig
@@ -92,7 +93,8 @@ def use_engine_of(run: Run, results: Results) -> None:
     Raises:
         ResultsError: The folder contains results that were computed with other engine settings.
     """
-    recorded, existing = run.data.get("engine") or {}, results.settings.get("engine")
+    checked_engine(run.data.get("engine"), run.name)
+    recorded, existing = run.data["engine"], results.settings.get("engine")
     if existing is None:
         record_engine(results, recorded)
         return

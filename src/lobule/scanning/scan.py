@@ -23,7 +23,8 @@ from lobule.scanning.cards import Cards
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.engine import Machine, choose_engine, options_to_dict
+from lobule.scanning.engine import choose_engine, options_to_dict
+from lobule.scanning.machine import Machine
 from lobule.scanning.pipeline import Counters
 from lobule.scanning.run_record import RunRecord, cases_digest, run_metadata
 from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs

@@ -8,6 +8,7 @@ import click
 
 from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
+from lobule.cli.running import sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -41,7 +42,8 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     read_bundle(bundle)
     from lobule.api.quantization import REPORT, quantize
 
-    quantized = quantize(bundle, cohort, out, **options)
+    with sigterm_as_interrupt():
+        quantized = quantize(bundle, cohort, out, **options)
     data = {"bundle": out, "fingerprint": quantized.fingerprint, "report": quantized.provenance[REPORT]}
     return CommandOutput(data, _text(quantized, out))
 
@@ -59,6 +61,8 @@ def _text(bundle: Bundle, out: str) -> str:
         ("rank correlation", "undefined" if rank is None else f"{rank:.4f} over {cells['cells']:,} cells"),
     ]
     if scans["largest_change"] is not None:
-        change = f"changes by at most {scans['largest_change']:.2g} in {scans['cases']} cases"
-        lines.append(("slide score", change))
+        cases = "1 case" if scans["cases"] == 1 else f"{scans['cases']} cases"
+        lines.append(("slide score", f"changes by at most {scans['largest_change']:.2g} in {cases}"))
+    if scans["without_score"]:
+        lines.append(("without score", ", ".join(scans["without_score"])))
     return format_fields(lines)
