@@ -72,7 +72,7 @@ def cohort_in(folder: Path, quick: bool) -> Cohort:
     """Slides of one hospital for training and for the comparison of the forms."""
     if (folder / "cohort.csv").exists():
         return read_cohort(folder / "cohort.csv")
-    side, count, split = (1280, 4, (0.5, 0.0, 0.5)) if quick else (2048, 48, (0.3, 0.2, 0.5))
+    side, count, split = (768, 4, (0.5, 0.0, 0.5)) if quick else (2048, 48, (0.3, 0.2, 0.5))
     like = SlidePhantom(0, side, side, MPP, tissue=0.6, mimics=1)
     lesions = None if quick else ((0, 2, 1),)
     return read_cohort(
@@ -106,7 +106,9 @@ def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArra
 
 def scan_scores(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDArray[np.float32]]:
     """Raw scores of the scored cells of every slide by `lobule scan`; existing results are reused."""
-    lobule.scan(bundle, cohort, out, settings={"form": form}, precision="float32", device="cpu")
+    lobule.scan(
+        bundle, cohort, out, settings={"form": form}, runtime="torch", precision="float32", device="cpu"
+    )
     scores_of_case = {}
     for case in cohort:
         scores, states = open_results(out).case_folder(case.id).maps[f"map-s{STRIDE}"].read()
@@ -158,7 +160,7 @@ def main() -> None:
         rank = float(spearmanr(pooled["exact"], pooled["shared"]).statistic)
         first = next(iter(test))
         assert first.path is not None
-        every = 1 if quick else 8
+        every = 2 if quick else 8
         timed_cohort, path = slide_in(folder, quick), str(folder / "timed.tif")
         np.testing.assert_allclose(
             patch_by_patch(predictor, first.path, 1), cells["exact"][first.id], rtol=1e-4, atol=1e-4

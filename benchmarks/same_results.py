@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,14 +87,18 @@ def scan(method: str, cohort: str, options: str = "") -> Step:
     """A scan with the bundle of that training."""
     line = (
         f"scan {method} {cohort} --out {method}-results --device cpu --precision float32 "
-        f"--memory-layout channels-last {options}"
+        f"--runtime torch --memory-layout channels-last {options}"
     )
     return command(line, output=f"{method}-results", quick=method == "scannet")
 
 
 SLIDES, IMAGES, EXAMS = "slides/cohort.csv", "images/cohort.csv", "exams/cohort.csv"
+SLIDES_STEP, QUICK_SLIDES_STEP = (
+    command(f"phantom slides slides --count {size} --mpp 1", output="slides")
+    for size in ("6 --size 1536x1536", "4 --size 1024x1024")
+)
 STEPS = (
-    command("phantom slides slides --count 6 --size 1536x1536 --mpp 1", output="slides"),
+    SLIDES_STEP,
     command("phantom images images --count 24 --size 384x320", output="images", quick=False),
     command("phantom exams exams --count 8 --size 300x220", output="exams", quick=False),
     command("tissue slides/slides/normal_001.tif --json"),
@@ -159,6 +164,9 @@ def arguments_for(step: Step, package: Path) -> list[str]:
             arguments = [argument.removeprefix(group) for argument in arguments]
     if "--memory-layout" in arguments and '"--layout"' in (package / "cli/scan.py").read_text():
         arguments[arguments.index("--memory-layout")] = "--layout"
+    if "--runtime" in arguments and '"--runtime"' not in (package / "cli/options.py").read_text():
+        position = arguments.index("--runtime")
+        del arguments[position : position + 2]
     always_random = '"random"' not in (methods / "scannet/config.py").read_text()
     if always_random and "scannet" in arguments and "weights=random" in arguments:
         position = arguments.index("weights=random")
@@ -241,7 +249,9 @@ def main() -> int:
     )
     parser.add_argument("old")
     parser.add_argument("new")
-    parser.add_argument("--quick", action="store_true", help="only ScanNet and the commands")
+    parser.add_argument(
+        "--quick", action="store_true", help="only ScanNet and the commands, on fewer and smaller slides"
+    )
     parser.add_argument("--work", type=Path, help="keep what both versions write in this folder")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="lobule-same-") as temporary:
@@ -254,8 +264,13 @@ def main() -> int:
         different = 0
         for step in STEPS:
             if options.quick and not step.quick:
+                print(f"{'left out':10}{step.name}")
                 continue
-            old_end, new_end = run_step(step, old_checkout, old), run_step(step, new_checkout, new)
+            if options.quick and step is SLIDES_STEP:
+                step = QUICK_SLIDES_STEP
+            with ThreadPoolExecutor() as threads:  # Each version has one thread per process.
+                versions = (old_checkout, old), (new_checkout, new)
+                old_end, new_end = threads.map(lambda version: run_step(step, *version), versions)  # noqa: B023
             lines = differences(step, old, new, old_end, new_end)
             different += bool(lines)
             print(f"{'DIFFERENT' if lines else 'same':10}{step.name} (exit status {new_end[0]})", flush=True)

@@ -350,7 +350,8 @@ def measure_chunks(browser: Any, url: str, root: Path, chunks: int) -> float:
         page.set_default_timeout(120_000)
         if page is not first:
             page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => true })")
-        page.goto(f"{url}#/case/{case}")
+        page.goto(f"{url}#/case/{case}", wait_until="commit")  # The tabs load beside each other.
+    for page in pages:
         page.wait_for_selector(".tabs")
     first.bring_to_front()
     first.evaluate(
