@@ -9,7 +9,9 @@ maps, divided by their standard deviation) on fields that the calibration did no
     openvino_…   rate of OpenVINO in float32 over that of torch in float32
     int8_…       rate of OpenVINO in int8 over that of torch in float32
 
-    python benchmarks/runtimes.py [--quick] [--only NAME] [--teacher FILE]
+Quantising takes most of the time. `--prepare DIR` only quantises; `--models DIR` then uses these models.
+
+    python benchmarks/runtimes.py [--quick] [--only NAME] [--teacher FILE] [--prepare DIR | --models DIR]
 """
 
 from __future__ import annotations
@@ -163,26 +165,43 @@ def scores_of(outputs: list[Any], subject: Subject) -> NDArray[np.float32]:
     return np.concatenate([torch.softmax(one, dim=1).numpy().ravel() for one in logits])
 
 
-def measure(name: str, subject: Subject, rounds: int, fields: int, teacher: str) -> dict[str, float]:
-    """Return the rates relative to torch. After two rounds, no round begins later than `MOST_SECONDS`."""
+def measure(
+    name: str, subject: Subject, rounds: int, fields: int, teacher: str, models: str
+) -> dict[str, float]:
+    """Return the rates relative to torch. After two rounds, no round begins later than `MOST_SECONDS`.
+
+    Args:
+        name: The name of the network.
+        subject: The network.
+        rounds: Number of rounds; 0 only quantises the network.
+        fields: Number of fields of the calibration.
+        teacher: File with the weights of the teacher.
+        models: Folder that keeps the int8 models; empty for none.
+    """
     from lobule.api.quantization import rank_correlation
     from lobule.scanning.contract import EngineSettings
     from lobule.scanning.device import copy_to_device
     from lobule.scanning.int8 import CollectedInputs, write_models
+    from lobule.scanning.network_identity import INDEX
 
     torch.manual_seed(1)
     net, cores = subject.build(teacher).eval(), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         pixels = torch.from_numpy(fields_of(subject, fields + 4 * cores * subject.batch, Path(folder)))
         batches = list(pixels[fields:].split(subject.batch))
-        engine = EngineSettings(replicas=cores, batch=subject.batch, int8_folder=folder)
-        collected = CollectedInputs(fields)
-        in_float32: Any = copy_to_device(net, replace(engine, runtime="openvino"))
-        for batch in pixels[:fields].split(subject.batch):
-            collected.add(in_float32, batch)
-        began = time.perf_counter()
-        write_models(collected, engine, Path(folder))
-        print(f"{name}: calibrated on {fields} fields in {time.perf_counter() - began:.0f} s")
+        quantised = Path(models or folder) / name
+        engine = EngineSettings(replicas=cores, batch=subject.batch, int8_folder=str(quantised))
+        if not (quantised / INDEX).exists():
+            quantised.mkdir(parents=True, exist_ok=True)
+            collected = CollectedInputs(fields)
+            in_float32: Any = copy_to_device(net, replace(engine, runtime="openvino"))
+            for batch in pixels[:fields].split(subject.batch):
+                collected.add(in_float32, batch)
+            began = time.perf_counter()
+            write_models(collected, engine, quantised)
+            print(f"{name}: calibrated on {fields} fields in {time.perf_counter() - began:.0f} s")
+        if not rounds:
+            return {}
         nets = {
             form: copy_to_device(net, replace(engine, runtime=runtime, precision=precision))
             for form, (runtime, precision) in FORMS.items()
@@ -212,12 +231,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and fields; ResNet-18 only")
     parser.add_argument("--only", choices=SUBJECTS, help="one network")
     parser.add_argument("--teacher", default="", metavar="FILE", help="weights of SqueezeNet 1.1")
+    parser.add_argument("--prepare", default="", metavar="DIR", help="quantise into this folder, and stop")
+    parser.add_argument("--models", default="", metavar="DIR", help="a folder that --prepare has filled")
     options = parser.parse_args()
     chosen = [options.only] if options.only else ["resnet18"] if options.quick else list(SUBJECTS)
     ratios: dict[str, float] = {}
     for name in chosen:
         rounds, fields = (2, 12) if options.quick else (5, SUBJECTS[name].fields)
-        ratios |= measure(name, SUBJECTS[name], rounds, fields, options.teacher)
+        rounds = 0 if options.prepare else rounds
+        models = options.prepare or options.models
+        ratios |= measure(name, SUBJECTS[name], rounds, fields, options.teacher, models)
+    if options.prepare:
+        return
     report("runtimes", ratios)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lobule.errors import ModelError
+from lobule.nets import scaling as scaling_module
 from lobule.nets.dense import densify
 from lobule.nets.inference import fold_batch_norm, for_inference
 from lobule.nets.receptive import geometry_of
@@ -73,13 +74,18 @@ def test_scaling_by_the_formula() -> None:
     assert scaling.apply(torch.from_numpy(images), torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_planes_have_the_bits_of_scaled_pixels() -> None:
+@pytest.mark.parametrize("block", [1, 21 * 3 * 2 * 5, 1 << 20])
+def test_blocks_of_rows_have_the_bits_of_scaled_pixels(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(scaling_module, "BLOCK_VALUES", block)
     images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 37, 21, 3), np.uint8))
     for scaling in (InputScaling(), PLAIN_SCALING):
+        scaled = scaling.write_rows(images, torch.empty(2, 37, 21, 3))
+        assert scaled.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(scaled, scaling.apply(images))
         planes = scaling.write_planes(images, torch.empty(2, 3, 37, 21))
-        assert planes.is_contiguous() and torch.equal(planes, scaling.apply(images))
+        assert planes.is_contiguous() and torch.equal(planes, scaled)
     with pytest.raises(ModelError, match="not RGB"):
-        PLAIN_SCALING.write_planes(images.float(), torch.empty(2, 3, 37, 21))
+        PLAIN_SCALING.write_rows(images.float(), torch.empty(2, 37, 21, 3))
 
 
 def test_scaling_is_stored_and_read_back() -> None:

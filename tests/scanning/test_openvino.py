@@ -172,6 +172,29 @@ def test_short_batches_are_padded_and_give_the_same_rows() -> None:
     ]
 
 
+def test_an_image_with_channels_last_is_read_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = for_inference(tiny().eval())
+    plain, net = (copy_to_device(quick, ENGINE, channels_last_input=last) for last in (False, True))
+    x = torch.rand(3, 3, 203, 235)
+    expected = plain(x)
+    last = x.contiguous(memory_format=torch.channels_last)
+    read: list[np.ndarray] = []
+    infer = openvino_runtime.infer
+
+    def noting(request: Any, inputs: np.ndarray) -> Any:
+        read.append(inputs)
+        return infer(request, inputs)
+
+    monkeypatch.setattr(openvino_runtime, "infer", noting)
+    for inputs in (last, last[:2], x):  # The batches of 3 are padded to 4.
+        torch.testing.assert_close(net(inputs), expected[: len(inputs)], atol=1e-5, rtol=1e-5)
+    plain(last)
+    assert [inputs.shape for inputs in read] == [
+        (4, 203, 235, 3), (2, 203, 235, 3), (4, 3, 203, 235), (4, 3, 203, 235),
+    ]  # fmt: skip
+    assert read[1].ctypes.data == last.data_ptr()
+
+
 def test_the_hash_of_a_network_covers_weights_structure_and_attributes() -> None:
     torch.manual_seed(0)
     net = for_inference(tiny().eval())

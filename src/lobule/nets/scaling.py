@@ -13,6 +13,8 @@ from lobule.errors import ModelError
 from lobule.nets.published import TORCHVISION_MEAN, TORCHVISION_STD
 
 Triple = tuple[float, float, float]
+BLOCK_VALUES = 1 << 20
+"""Values of a block of rows, 4 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,24 @@ class InputScaling:
         return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
     def write_planes(self, images: Tensor, out: Tensor) -> Tensor:
-        """Write the same values to a float32 tensor (N, 3, H, W) that is contiguous in memory; return it."""
+        """Write the values of `apply` to a float32 tensor (N, 3, H, W) that is contiguous; return it."""
         mean, factor = self._mean_and_factor(_checked(images).device)
         for channel in range(3):
             out[:, channel].copy_(images[..., channel]).sub_(mean[channel]).mul_(factor[channel])
         return out
+
+    def write_rows(self, images: Tensor, out: Tensor) -> Tensor:
+        """Write the values of `apply` to a float32 tensor (N, H, W, 3); return it as (N, 3, H, W).
+
+        Each block of rows stays in the cache of the processor until all steps are done.
+        """
+        batch, height, width, _ = _checked(images).shape
+        mean, factor = (values.repeat(width) for values in self._mean_and_factor(images.device))
+        rows, out_rows = images.reshape(batch, height, width * 3), out.view(batch, height, width * 3)
+        block = max(1, BLOCK_VALUES // (batch * width * 3))
+        for values, block_out in zip(rows.split(block, 1), out_rows.split(block, 1), strict=True):
+            block_out.copy_(values).sub_(mean).mul_(factor)
+        return out.permute(0, 3, 1, 2)
 
     def _mean_and_factor(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The mean and the factor of each channel for values from 0 to 255."""

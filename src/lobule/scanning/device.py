@@ -92,11 +92,13 @@ def random_batch(engine: EngineSettings, height: int, width: int, fields: int = 
     return Batch(torch.from_numpy(pixels).to(engine.device))
 
 
-def copy_to_device(module: nn.Module, engine: EngineSettings) -> nn.Module:
+def copy_to_device(
+    module: nn.Module, engine: EngineSettings, *, channels_last_input: bool = False
+) -> nn.Module:
     """Return a copy of a module for inference, on the device and in the precision of the engine settings.
 
     On a CPU, layers that can be traced are fused, or OpenVINO computes the module. Then only `forward` can be
-    called, with one tensor.
+    called, with one tensor. With `channels_last_input`, OpenVINO reads the channels of that tensor last.
     """
     with torch.no_grad():  # Otherwise the copy of a compiled module refers to the gradients of the original.
         copied = copy.deepcopy(module).eval()
@@ -106,7 +108,7 @@ def copy_to_device(module: nn.Module, engine: EngineSettings) -> nn.Module:
         from lobule.scanning.openvino_runtime import OpenVinoNet
 
         quantised = Path(engine.int8_folder) if engine.int8_folder else None
-        return OpenVinoNet(copied, engine, lambda: _in_torch(copied, engine), quantised)
+        return OpenVinoNet(copied, engine, lambda: _in_torch(copied, engine), quantised, channels_last_input)
     return _in_torch(copied, engine)
 
 

@@ -24,7 +24,7 @@ from lobule.scanning.contract import EngineSettings
 from lobule.scanning.converted_networks import converted
 from lobule.scanning.network_identity import int8_models, network_digest
 from lobule.scanning.openvino_conversion import conversion_lock, failing_layer, last_line
-from lobule.scanning.openvino_library import core
+from lobule.scanning.openvino_library import core, openvino
 
 log = logging.getLogger("lobule.scan")
 
@@ -35,6 +35,8 @@ EXACT_BATCHES = 8
 converted for few shapes. The padding depends only on the size of the batch."""
 
 Recorder = Callable[["OpenVinoNet", Tensor], None]
+Form = tuple[tuple[int, ...], bool]
+"""The shape of an input, and whether its channels are last in memory."""
 _recorder: Recorder | None = None
 _has_inferred = threading.Event()
 """Set after the first inference of this process."""
@@ -62,6 +64,8 @@ class OpenVinoNet(nn.Module):
         engine: The precision, and the numbers of replicas and threads.
         fallback: Builds the network for torch, for layers that cannot be converted.
         quantised: Folder with models that `lobule weights quantize` wrote, for the precision int8.
+        channels_last: Pass inputs to OpenVINO as they are in memory if their channels are last. This saves
+            copies, but some networks are slower with it: a ResNet-18 by a tenth.
     """
 
     def __init__(
@@ -70,11 +74,13 @@ class OpenVinoNet(nn.Module):
         engine: EngineSettings,
         fallback: Callable[[], nn.Module],
         quantised: Path | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self._hidden = (net,)  # In a tuple, so that it is not a submodule, which would be copied and moved.
         self._engine, self._fallback_of, self._quantised = engine, fallback, quantised
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._channels_last = channels_last
+        self._compiled: dict[Form, Any] = {}
         self._fallback: nn.Module | None = None
         self._requests = threading.local()
         self._digest: str | None = None
@@ -95,13 +101,14 @@ class OpenVinoNet(nn.Module):
         if _recorder is not None:
             _recorder(self, x)
         size, shape = len(x), self._padded_shape(x)
-        request = self._request_for(shape, x)
+        channels_last = self._channels_last and has_channels_last(x)
+        request = self._request_for(shape, channels_last, x)
         if request is None:
             return self._in_torch(x)
-        x = x.contiguous()
+        inputs = x.permute(0, 2, 3, 1) if channels_last else x.contiguous()
         if shape[0] != size:
-            x = torch.cat([x, x.new_zeros((shape[0] - size, *x.shape[1:]))])
-        results = infer(request, x.numpy())
+            inputs = torch.cat([inputs, inputs.new_zeros((shape[0] - size, *inputs.shape[1:]))])
+        results = infer(request, inputs.numpy())
         outputs = [torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -120,25 +127,30 @@ class OpenVinoNet(nn.Module):
                 self._int8 = {} if folder is None else int8_models(folder, self.net)
         return self._int8
 
-    def _request_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
-        """Return this thread's request for a shape; None if the network cannot be converted."""
-        requests: dict[tuple[int, ...], Any] = self._requests.__dict__.setdefault("by_shape", {})
-        if shape not in requests:
-            compiled = self._compiled_for(shape, x)
+    def _request_for(self, shape: tuple[int, ...], channels_last: bool, x: Tensor) -> Any:
+        """Return this thread's request for an input; None if the network cannot be converted."""
+        requests: dict[Form, Any] = self._requests.__dict__.setdefault("by_form", {})
+        form = shape, channels_last
+        if form not in requests:
+            compiled = self._compiled_for(form, x)
             if compiled is None:
                 return None
-            requests[shape] = compiled.create_infer_request()
-        return requests[shape]
+            requests[form] = compiled.create_infer_request()
+        return requests[form]
 
     def _in_torch(self, x: Tensor) -> Any:
         assert self._fallback is not None
         return self._fallback(x)
 
-    def _compiled_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
+    def _compiled_for(self, form: Form, x: Tensor) -> Any:
+        shape, channels_last = form
         with conversion_lock:
-            if shape not in self._compiled and self._fallback is None:
+            if form not in self._compiled and self._fallback is None:
                 try:
-                    self._compiled[shape] = self._compile(self._model_for(shape))
+                    model = self._model_for(shape)
+                    if channels_last:
+                        model = with_channels_last(model)
+                    self._compiled[form] = self._compile(model)
                 except LobuleError:
                     raise
                 except Exception as error:  # OpenVINO raises many undocumented types.
@@ -148,7 +160,7 @@ class OpenVinoNet(nn.Module):
                         layer, type(self.net).__name__, last_line(error),
                     )  # fmt: skip
                     self._fallback = self._fallback_of()
-            return self._compiled.get(shape)
+            return self._compiled.get(form)
 
     def _model_for(self, shape: tuple[int, ...]) -> Any:
         path = self._int8_models().get(shape)
@@ -190,6 +202,23 @@ def infer(request: Any, inputs: NDArray[Any]) -> Any:
         results = request.infer([inputs], share_inputs=True)
     _has_inferred.set()
     return results
+
+
+def has_channels_last(x: Tensor) -> bool:
+    """Whether an image is stored with its channels last, and only so."""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def with_channels_last(model: Any) -> Any:
+    """Let a model read images whose channels are last in memory.
+
+    Where the first convolution computes in this layout, OpenVINO reorders each image that has another one.
+    """
+    library = openvino()
+    layouts = library.preprocess.PrePostProcessor(model)
+    layouts.input().tensor().set_layout(library.Layout("NHWC"))
+    layouts.input().model().set_layout(library.Layout("NCHW"))
+    return layouts.build()
 
 
 def padded_size(size: int) -> int:

@@ -69,7 +69,7 @@ class DenseModel:
         self._inference_net = for_inference(net)
         self._device_nets: dict[int, nn.Module] = {}
         self._engine = EngineSettings()
-        self._planes: dict[int, torch.Tensor] = {}  # One input per thread, by the thread's identifier.
+        self._inputs: dict[int, torch.Tensor] = {}  # One per thread, by the thread's identifier.
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
@@ -92,9 +92,12 @@ class DenseModel:
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         # Built here and not in the replicas, because tracing a net temporarily changes all modules of the
         # process.
-        self._engine, self._planes = engine, {}
+        self._engine, self._inputs = engine, {}
         self._device_nets = {
-            stride: copy_to_device(self._dense(stride), engine) for stride in self._all_strides(options)
+            stride: copy_to_device(
+                self._dense(stride), engine, channels_last_input=engine.precision == "int8"
+            )
+            for stride in self._all_strides(options)
         }
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[DenseMap, Batch]:
@@ -115,17 +118,19 @@ class DenseModel:
     def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """The input of the net. For OpenVINO it is valid until the next call in the same thread.
 
-        OpenVINO needs the channels apart. Each thread keeps one input, because new ones of 100 MB between
-        other allocations would make the memory grow, and each new page costs time.
+        Each thread keeps one input for OpenVINO, because new ones of 50 MB between other allocations would
+        make the memory grow, and each new page costs time.
         """
         if self._engine.runtime != OPENVINO:
             return self.scaling.apply(pixels, dtype_of(self._engine))
         fields, height, width, _ = pixels.shape
+        channels_last = self._engine.precision == "int8"
+        shape = (fields, height, width, 3) if channels_last else (fields, 3, height, width)
         thread = threading.get_ident()
-        planes = self._planes.get(thread)
-        if planes is None or planes.shape != (fields, 3, height, width):
-            planes = self._planes[thread] = torch.empty((fields, 3, height, width))
-        return self.scaling.write_planes(pixels, planes)
+        inputs = self._inputs.get(thread)
+        if inputs is None or inputs.shape != shape:
+            inputs = self._inputs[thread] = torch.empty(shape)
+        return (self.scaling.write_rows if channels_last else self.scaling.write_planes)(pixels, inputs)
 
     def stride(self, options: ScanOptions) -> int:
         """The stride of a uniform map: the net's stride divided by a power of two."""
