@@ -8,6 +8,10 @@ shared form, including start-up. The rounds alternate, and the best time of each
 are the speed-ups over patch by patch. On all test slides, `rank` is the rank correlation of the cells of both
 forms, and `auc_change` the difference of their slide AUC.
 
+With `--quick` the student is not trained, which does not change the times, and `rank` and `auc_change` are
+left out. Two regions of one slide are scanned in each form; the time of the full mode's slide follows from
+what the further cells of the larger region take.
+
     LOBULE_REFERENCE=… python benchmarks/reverse_distillation.py [--quick] [--work DIR]
 
 With `--work`, the slides, the trained student and the scans of the test slides are stored in DIR, and a
@@ -36,8 +40,10 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.geometry import Box
 from lobule.grid import MapGrid, cells_by_centre
-from lobule.methods.reverse_distillation import AnomalyPredictor, load
+from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, save
+from lobule.methods.reverse_distillation.train import frozen_teacher
 from lobule.nets.anomaly import smooth, summed
+from lobule.nets.reverse_distillation import Student
 from lobule.phantoms.cohorts import write_slide_cohort
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
@@ -51,10 +57,13 @@ from measure import arguments, report
 
 MPP, PATCH, STRIDE = 0.5, 256, 64
 """The published geometry: patches of 256 px every 64 px."""
+FULL_CELLS = 3896
+"""Cells of the slide of the full mode, to which `--quick` extrapolates."""
+QUICK_SIDES = {"exact": (512, 896), "shared": (768, 1536)}
+"""Sides in pixels of the small and of the large region that `--quick` scans in each form."""
 
 
-def settings(quick: bool) -> dict[str, Any]:
-    tumour, normal, epochs, val, held_out = (10, 22, 1, 16, 0) if quick else (150, 450, 3, 64, 10)
+def settings() -> dict[str, Any]:
     reference = os.environ.get("LOBULE_REFERENCE")
     if reference:
         trained = Path(reference) / "kit/weights/squeezenet1_1-imagenet-rgb.safetensors"
@@ -62,31 +71,35 @@ def settings(quick: bool) -> dict[str, Any]:
     else:
         teacher = {"teacher": "tiny", "weights": "random", "rate": 3e-3}
     return teacher | {
-        "mpp": MPP, "patch": PATCH, "input": PATCH, "stride": STRIDE, "slides": 6, "tumour_patches": tumour,
-        "normal_patches": normal, "batch": 16, "epochs": epochs, "val_slides": held_out, "val_patches": val,
+        "mpp": MPP, "patch": PATCH, "input": PATCH, "stride": STRIDE, "slides": 6, "tumour_patches": 150,
+        "normal_patches": 450, "batch": 16, "epochs": 3, "val_slides": 10, "val_patches": 64,
         "augmentation": False,
     }  # fmt: skip
 
 
-def cohort_in(folder: Path, quick: bool) -> Cohort:
+def cohort_in(folder: Path) -> Cohort:
     """Slides of one hospital for training and for the comparison of the forms."""
     if (folder / "cohort.csv").exists():
         return read_cohort(folder / "cohort.csv")
-    side, count, split = (768, 4, (0.5, 0.0, 0.5)) if quick else (2048, 48, (0.3, 0.2, 0.5))
-    like = SlidePhantom(0, side, side, MPP, tissue=0.6, mimics=1)
-    lesions = None if quick else ((0, 2, 1),)
+    like = SlidePhantom(0, 2048, 2048, MPP, tissue=0.6, mimics=1)
     return read_cohort(
         write_slide_cohort(
-            folder, slides=count, normal=0.5, sites=1, split=split, seed=3, like=like, lesions=lesions
+            folder,
+            slides=48,
+            normal=0.5,
+            sites=1,
+            split=(0.3, 0.2, 0.5),
+            seed=3,
+            like=like,
+            lesions=((0, 2, 1),),
         )
     )
 
 
-def slide_in(folder: Path, quick: bool) -> Cohort:
+def slide_in(folder: Path, side: int, tissue: float = 0.6) -> Path:
     """The slide whose scan is timed."""
-    side = 1280 if quick else 5120
-    write_slide(SlidePhantom(9, side, side, MPP, tissue=0.6, mimics=1), folder / "timed.tif")
-    return Cohort((Case("timed", "timed", "slide", str(folder / "timed.tif"), mpp=MPP),))
+    write_slide(SlidePhantom(9, side, side, MPP, tissue=tissue, mimics=1), folder / "timed.tif")
+    return folder / "timed.tif"
 
 
 def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np.float64]:
@@ -136,18 +149,50 @@ def working_folder(work: str | None) -> contextlib.AbstractContextManager[str]:
     return contextlib.nullcontext(work) if work else tempfile.TemporaryDirectory()
 
 
+def quick_ratios(folder: Path) -> dict[str, float]:
+    """The speed-ups over patch by patch, from two regions of a slide and without a training."""
+    path = slide_in(folder, max(max(sides) for sides in QUICK_SIDES.values()), 0.9)
+    config = Config(**settings())
+    frozen = frozen_teacher(config.teacher, config.weights, 1, config.input)
+    predictor = AnomalyPredictor(config, frozen, Student(frozen.student_shape(config.shortcut)))
+    save(folder / "bundle", predictor)
+    patch_by_patch(predictor, str(path), 21)  # One row: the first use of the network is not measured.
+    began = time.perf_counter()
+    sampled = len(patch_by_patch(predictor, str(path), 11))
+    one_by_one = (time.perf_counter() - began) / sampled
+    ratios = {}
+    for form, sides in QUICK_SIDES.items():
+        cells, seconds = [], []
+        for side in sides:
+            box = Box(0, 0, side, side)
+            case = Case("region", "region", "region", str(path), mpp=MPP, l0_box=box)
+            began = time.perf_counter()
+            scores = scan_scores(folder / "bundle", Cohort((case,)), folder / f"{form} {side}", form)
+            seconds.append(time.perf_counter() - began)
+            cells.append(len(scores["region"]))
+        per_cell = (seconds[1] - seconds[0]) / (cells[1] - cells[0])
+        ratios[form] = FULL_CELLS * one_by_one / (seconds[0] + (FULL_CELLS - cells[0]) * per_cell)
+        print(f"{form}: {cells[0]} cells in {seconds[0]:.1f} s, {cells[1]} in {seconds[1]:.1f} s")
+    print(f"{sampled} cells patch by patch, {one_by_one:.3f} s each")
+    print("left out: the training, rank and auc_change")
+    return ratios
+
+
 def main() -> None:
     options = arguments(
         __doc__ or "", work="folder for slides, student and scans; a second run only measures times"
     )
-    quick: bool = options.quick
     torch.set_num_threads(available_cores())
+    if options.quick:
+        with tempfile.TemporaryDirectory() as name:
+            report("reverse_distillation", quick_ratios(Path(name)))
+        return
     with working_folder(options.work) as name:
         folder = Path(name)
-        cohort = cohort_in(folder / "cohort", quick)
+        cohort = cohort_in(folder / "cohort")
         bundle = folder / "bundle"
         if not (bundle / "model.json").exists():
-            lobule.train("reverse_distillation", cohort, bundle, settings=settings(quick), device="cpu")
+            lobule.train("reverse_distillation", cohort, bundle, settings=settings(), device="cpu")
         predictor = load(read_bundle(bundle))
         test = cohort.split("test")
         cells = {form: scan_scores(bundle, test, folder / form, form) for form in ("exact", "shared")}
@@ -160,8 +205,8 @@ def main() -> None:
         rank = float(spearmanr(pooled["exact"], pooled["shared"]).statistic)
         first = next(iter(test))
         assert first.path is not None
-        every = 2 if quick else 8
-        timed_cohort, path = slide_in(folder, quick), str(folder / "timed.tif")
+        path = str(slide_in(folder, 5120))
+        timed_cohort = Cohort((Case("timed", "timed", "slide", path, mpp=MPP),))
         np.testing.assert_allclose(
             patch_by_patch(predictor, first.path, 1), cells["exact"][first.id], rtol=1e-4, atol=1e-4
         )
@@ -173,9 +218,9 @@ def main() -> None:
 
         patch_counts: list[int] = []
         seconds = best_of(
-            1 if quick else 2,
+            2,
             {
-                "one by one": lambda: patch_counts.append(len(patch_by_patch(predictor, path, every))),
+                "one by one": lambda: patch_counts.append(len(patch_by_patch(predictor, path, 8))),
                 "exact": lambda: scan("exact"),
                 "shared": lambda: scan("shared"),
             },

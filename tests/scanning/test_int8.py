@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lobule.api import quantization
 from lobule.api import scan as scan_bundle
@@ -29,7 +30,7 @@ from lobule.scanning.contract import OPENVINO, EngineSettings
 from lobule.scanning.device import copy_to_device
 from lobule.scanning.int8 import CollectedInputs, write_models
 from lobule.scanning.network_identity import INDEX, int8_models, signature, structure_digest
-from lobule.scanning.openvino_library import is_installed
+from lobule.scanning.openvino_library import core, is_installed
 from lobule.scanning.openvino_runtime import OpenVinoNet
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
@@ -240,6 +241,25 @@ def test_short_batches_are_computed_in_int8(
     with caplog.at_level(logging.WARNING, "lobule.scan"):
         torch.testing.assert_close(rounded(x[:3]), rounded(x[:8])[:3])
     assert not caplog.text and not torch.equal(rounded(x[:3]), exact(x[:3]))
+
+
+@pytest.mark.parametrize("returns_map", [False, True])
+def test_networks_that_return_maps_keep_their_first_and_last_layer_in_float32(
+    returns_map: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)]
+    ends = [] if returns_map else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    engine = EngineSettings(runtime=OPENVINO)
+    exact, collected = copy_to_device(nn.Sequential(*layers, *ends).eval(), engine), CollectedInputs(8)
+    assert isinstance(exact, OpenVinoNet)
+    collected.add(exact, torch.rand(8, 3, 32, 32))
+    (entry,) = write_models(collected, engine, tmp_path)
+    model = core().read_model(tmp_path / entry["file"])
+    convolutions = [op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    in_int8 = [op.input_value(0).get_node().get_type_name() == "FakeQuantize" for op in convolutions]
+    assert in_int8 == ([False, True, False] if returns_map else [True, True, True])
 
 
 def test_a_calibration_leaves_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
