@@ -26,7 +26,7 @@ WEIGHTS = "weights.safetensors"
 INT8 = "int8-"
 """The names of the files of int8 models begin with this."""
 
-SOUND: Mapping[str, Callable[[Any], bool]] = {
+IS_VALID: Mapping[str, Callable[[Any], bool]] = {
     "method": lambda method: isinstance(method, str),
     "classes": lambda classes: all(isinstance(name, str) for name in classes),
     "mpp": lambda mpp: mpp is None or (_is_number(mpp) and mpp > 0),
@@ -269,7 +269,7 @@ def read_bundle(path: str | Path, method: str | None = None) -> Bundle:
                 raise BundleError(f"{MODEL} is damaged: {field_name} is not a {kind.__name__}", subject=path)
         for name in model["files"]:
             _check_name(name, root)
-        if wrong := [name for name, holds in SOUND.items() if not holds(model[name])]:
+        if wrong := [name for name, holds in IS_VALID.items() if not holds(model[name])]:
             raise BundleError(
                 f"{MODEL} is damaged",
                 subject=path,

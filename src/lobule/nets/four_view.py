@@ -18,7 +18,6 @@ from torchvision.models import DenseNet
 from lobule.errors import ModelError
 from lobule.nets.published import FOUR_VIEW_WIDTHS, PATCH_CLASSES, Pooling
 
-WIDTHS = FOUR_VIEW_WIDTHS
 STRIDES = (1, 2, 2, 2, 2)
 ANGLES: tuple[Literal["cc", "mlo"], ...] = ("cc", "mlo")
 VIEWS = ("L-CC", "R-CC", "L-MLO", "R-MLO")
@@ -71,7 +70,7 @@ class ResNet22(nn.Module):
         channels: int = 1,
         *,
         first_padding: int = 0,
-        widths: Sequence[int] = WIDTHS,
+        widths: Sequence[int] = FOUR_VIEW_WIDTHS,
         pool: Pooling = "mean",
     ) -> None:
         super().__init__()
@@ -126,7 +125,9 @@ class OutputLayer(nn.Module):
 class ViewWise(nn.Module):
     """Joins left and right of each angle; the best of the published models."""
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
+    def __init__(
+        self, channels: int = 1, *, widths: Sequence[int] = FOUR_VIEW_WIDTHS, pool: Pooling = "mean"
+    ) -> None:
         super().__init__()
         features = 2 * widths[-1]
         self.four_view_resnet = Trunks(channels, widths, pool)
@@ -155,7 +156,9 @@ class SideWise(nn.Module):
     As the paper describes it. Its sizes are those of `ViewWise`. There was no reference to test against.
     """
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
+    def __init__(
+        self, channels: int = 1, *, widths: Sequence[int] = FOUR_VIEW_WIDTHS, pool: Pooling = "mean"
+    ) -> None:
         super().__init__()
         features = 2 * widths[-1]
         self.four_view_resnet = Trunks(channels, widths, pool)
@@ -185,7 +188,9 @@ class Joint(nn.Module):
     As the paper describes it. Its sizes are ours. There was no reference to test against.
     """
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
+    def __init__(
+        self, channels: int = 1, *, widths: Sequence[int] = FOUR_VIEW_WIDTHS, pool: Pooling = "mean"
+    ) -> None:
         super().__init__()
         features = len(VIEWS) * widths[-1]
         self.four_view_resnet = Trunks(channels, widths, pool)
@@ -219,7 +224,9 @@ def _pooled(trunks: nn.Module, views: Mapping[str, Tensor]) -> dict[str, Tensor]
 class ImageWise(nn.Module):
     """Scores each view by itself, so a view may be missing."""
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
+    def __init__(
+        self, channels: int = 1, *, widths: Sequence[int] = FOUR_VIEW_WIDTHS, pool: Pooling = "mean"
+    ) -> None:
         super().__init__()
         features = widths[-1]
         self.four_view_resnet = Trunks(channels, widths, pool)

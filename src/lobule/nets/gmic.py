@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lobule.nets.four_view import WIDTHS, ResNet22
-from lobule.nets.published import GMIC_REGION_PX, GMIC_REGIONS, GMIC_TOP_SHARES
+from lobule.nets.four_view import ResNet22
+from lobule.nets.published import FOUR_VIEW_WIDTHS, GMIC_REGION_PX, GMIC_REGIONS, GMIC_TOP_SHARES
 from lobule.nets.resnet import resnet
 
 
@@ -57,7 +57,7 @@ class Gmic(nn.Module):
         top_share: float = GMIC_TOP_SHARES[0],
         regions: int = GMIC_REGIONS,
         region_px: int = GMIC_REGION_PX,
-        widths: Sequence[int] = WIDTHS,
+        widths: Sequence[int] = FOUR_VIEW_WIDTHS,
         quirks: Literal["reference", "fixed"] = "reference",
     ) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from lobule.results.work import WORK
 SCAN = "scan.json"
 PLAN = "plan.json"
 RESULT = "result.json"
-SOUND: dict[str, Callable[[Any], bool]] = {
+IS_VALID: dict[str, Callable[[Any], bool]] = {
     "status": lambda status: status in (COMPLETE, PARTIAL, FAILED, UNSCORED),
     "scores": checks.are_scores,
     "maps": checks.are_maps,
@@ -70,7 +70,7 @@ class CaseFolder:
                 return None
             raise DamagedResults("the result cannot be read", subject=path, actual=error.problem) from error
         _require_format(result, path)
-        if damaged := [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]:
+        if damaged := [name for name, is_valid in IS_VALID.items() if not _holds(is_valid, result.get(name))]:
             actual = "invalid values of " + ", ".join(damaged)
             raise DamagedResults("the result is damaged", subject=path, actual=actual)
         return result

@@ -66,7 +66,7 @@ def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _cached_file(name: str) -> Iterator[Path | None]:
-    """Yield the path of a file in the cache, which other processes cannot use meanwhile; None without one."""
+    """Lock a file of the cache and yield its path, or yield None if the cache cannot be used."""
     path = None
     with ExitStack() as stack:
         try:
@@ -86,7 +86,7 @@ def _warn_not_cached(reason: str) -> None:
 
 
 def _stored_model(path: Path) -> Any:
-    """Return the model in the cache; None if there is none, or only a damaged one."""
+    """Return the model in the cache, or None if it is missing or damaged."""
     hash_file = path.with_suffix(".sha256")
     if not hash_file.exists():
         return None

@@ -30,7 +30,7 @@ def _is_positive(value: object) -> bool:
     return is_count(value) and value != 0
 
 
-SOUND: Mapping[str, Callable[[Any], bool]] = {
+IS_VALID: Mapping[str, Callable[[Any], bool]] = {
     "precision": lambda name: name in PRECISIONS[1:],
     "runtime": lambda name: name in RUNTIMES[1:],
     "batch": _is_positive,
@@ -40,7 +40,7 @@ SOUND: Mapping[str, Callable[[Any], bool]] = {
     "channels_last": lambda layout: isinstance(layout, bool),
     "jpeg_decoder": lambda name: name in DECODERS,
 }
-"""Checks of the engine settings that scores depend on."""
+"""For each engine setting that scores depend on, whether a value of it is valid."""
 
 
 def recorded_engine(results: Results) -> EngineSettings | None:
@@ -79,7 +79,7 @@ def checked_engine(recorded: object, source: str | Path) -> EngineSettings:
             actual=f"unknown settings {', '.join(unknown)}",
             remedy="Continue the scan with that version, or start over with --fresh",
         )
-    wrong = [name for name, holds in SOUND.items() if name in recorded and not holds(recorded[name])]
+    wrong = [name for name, holds in IS_VALID.items() if name in recorded and not holds(recorded[name])]
     if recorded.get("precision") == "int8" and recorded.get("runtime") != OPENVINO:
         wrong.append("runtime")
     if wrong:

@@ -187,7 +187,8 @@ class TileProcesses:
                 )
                 if not process.ended.done():
                     self._processes.append(process)
-        except (OSError, NotImplementedError) as error:  # No memory, or an event loop without processes.
+        # The system may lack memory, and asyncio's selector event loop on Windows cannot start processes.
+        except (OSError, NotImplementedError) as error:
             log.warning(
                 "Only %d of %d processes that decode tiles could be started (%s: %s). The server decodes the "
                 "other tiles itself, more slowly",
