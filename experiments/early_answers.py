@@ -8,29 +8,38 @@ that of the full scan. The table lists, for each slide, the seconds until the co
 the answer is there, and both as shares of the seconds of the full scan. Opening the slide and finding its
 tissue count; loading the model does not.
 
-    python experiments/early_answers.py OUT BUNDLE COHORT [BUNDLE COHORT ...] [--set NAME=VALUE]
+    python experiments/early_answers.py OUT [BUNDLE COHORT ...] [--phantoms BUNDLE] [--kit DIR]
+
+`--phantoms` measures generated slides, with lesions of several sizes and without, and a bundle at 1 µm/px,
+such as that of `experiments/comparison_phantoms.py`. `--kit` measures the two real slides of the reference
+kit with the bundles of `experiments/scannet_kit.py DIR --attempt tiny-2x-short`, each trained on the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from scannet_kit import SLIDES, enlarged_case
 
 import lobule
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, as_cohort
 from lobule.methods import load
 from lobule.methods.scannet.predictor import DensePredictor, highest_cell
+from lobule.phantoms.noise import mixed
+from lobule.phantoms.phantom import SlidePhantom
+from lobule.phantoms.slides import write_slide
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.maps import MapReader
 from lobule.scanning.cases import CaseRunner
@@ -39,6 +48,19 @@ from lobule.scanning.stores import MapSink
 from lobule.stitch import State, overlay
 
 TOLERANCE = 0.01
+SEED, MPP = 31, 1.0
+PHANTOMS = {
+    "normal-16k": SlidePhantom(0, 16384, 16384, MPP, mimics=8),
+    "normal-12k": SlidePhantom(1, 12288, 12288, MPP, mimics=8),
+    "itc-12k": SlidePhantom(2, 12288, 12288, MPP, itc=1, mimics=8),
+    "micro-12k": SlidePhantom(3, 12288, 12288, MPP, micro=1, mimics=8),
+    "macro-12k": SlidePhantom(4, 12288, 12288, MPP, macro=1, mimics=8),
+    "mixed-16k": SlidePhantom(5, 16384, 16384, MPP, macro=1, micro=2, itc=3, mimics=8),
+    "plain-normal-10k": SlidePhantom(6, 10240, 10240, MPP, tissue=0.4),
+    "plain-itc-10k": SlidePhantom(7, 10240, 10240, MPP, tissue=0.4, itc=3),
+    "plain-breast-10k": SlidePhantom(8, 10240, 10240, MPP, tissue=0.4, organ="breast"),
+}
+"""Generated slides by name; their hospitals are unseen ones of `experiments/comparison_phantoms.py`."""
 
 
 @dataclass
@@ -151,6 +173,23 @@ def measure(bundle: Path, case: Case, out: Path, settings: dict[str, Any]) -> An
     )  # fmt: skip
 
 
+def phantoms_in(folder: Path) -> Iterator[Case]:
+    """The generated slides. Each is written only once."""
+    for number, (name, phantom) in enumerate(PHANTOMS.items()):
+        path = folder / f"{name}.tif"
+        if not path.exists():
+            site = f"hospital-{'IJKLM'[number % 5]}-24"
+            write_slide(replace(phantom, seed=mixed(SEED, number, 0x5EED), site=site), path)
+        yield Case(name, name, "slide", str(path), mpp=MPP)
+
+
+def kit_in(folder: Path) -> Iterator[tuple[Path, Case]]:
+    """Each enlarged slide of the kit with the bundle that was trained on the other one."""
+    kit = Path(os.environ["LOBULE_REFERENCE"]) / "kit"
+    for trained, scanned in (SLIDES, SLIDES[::-1]):
+        yield folder / f"tiny-2x-short-{trained}-0", enlarged_case(kit, scanned, 2, folder / "slides")
+
+
 def slide_score_of(folder: CaseFolder) -> float:
     result = folder.result
     assert result is not None
@@ -162,16 +201,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("pairs", nargs="+", type=Path, metavar="BUNDLE COHORT")
+    parser.add_argument("pairs", nargs="*", type=Path, metavar="BUNDLE COHORT")
+    parser.add_argument("--phantoms", type=Path, metavar="BUNDLE", help="measure generated slides")
+    parser.add_argument("--kit", type=Path, metavar="DIR", help="measure the two slides of the reference kit")
     parser.add_argument("--cases", type=int, help="the first cases of each cohort only")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as in lobule scan")
     options = parser.parse_args()
     settings = {name: json.loads(value) for name, value in (item.split("=") for item in options.set)}
+    chosen = [
+        (bundle, case)
+        for bundle, manifest in zip(options.pairs[::2], options.pairs[1::2], strict=True)
+        for case in list(as_cohort(manifest))[: options.cases]
+    ]
+    if options.phantoms is not None:
+        chosen += [(options.phantoms, case) for case in phantoms_in(options.out / "slides")]
+    if options.kit is not None:
+        chosen += kit_in(options.kit)
     answers = []
-    for bundle, manifest in zip(options.pairs[::2], options.pairs[1::2], strict=True):
-        for case in list(as_cohort(manifest))[: options.cases]:
-            answers.append(measure(bundle, case, options.out, settings))
-            print(answers[-1].line(), flush=True)
+    for bundle, case in chosen:
+        answers.append(measure(bundle, case, options.out / case.id, settings))
+        print(answers[-1].line(), flush=True)
     shares = [answer.answer_s / answer.full_s for answer in answers]
     coarse = statistics.median(answer.coarse_s / answer.full_s for answer in answers)
     print(

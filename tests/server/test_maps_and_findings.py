@@ -238,8 +238,14 @@ def test_events_name_the_chunks_that_a_running_scan_writes(tmp_path: Path) -> No
         assert set(np.unique(tile_states[1:33, 1:65])) == {State.PENDING}
         assert set(np.unique(tile[33:65, 1:33])) == {128}
     from lobule.files import write_json
+    from lobule.results.preliminary import write_preliminary_scores
 
     folder = results.case_folder("live")
+    write_preliminary_scores(folder, {"tumour": 0.75})
+    assert watcher.changes(False) == [{"kind": "preliminary", "case": case, "scores": {"tumour": 0.75}}]
+    assert watcher.changes(False) == []
+    with client_of(results) as client:
+        assert client.get("/api/cases").json()[0]["preliminary_scores"] == {"tumour": 0.75}
     write_json(folder.path / "result.json", result_of(results, "live", [], {}))
     assert watcher.changes(False) == [{"kind": "finished", "case": case}]
 

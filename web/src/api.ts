@@ -14,6 +14,8 @@ export interface CaseRow {
   kind: "slide" | "image" | "exam";
   status: string;
   scores: Record<string, number>;
+  /** The scores of the coarse map of a case that is being refined. */
+  preliminary_scores?: Record<string, number>;
   findings: number;
   remarks: number;
   label?: string;

@@ -23,9 +23,10 @@ function columnsOf(cases: CaseRow[], session: Session | null): Column[] {
   if ((session?.sources.length ?? 0) > 1)
     columns.push({ key: "source", title: "result", value: (row) => session!.sources[row.source]?.name ?? "" });
   columns.push({ key: "status", title: "status", value: (row) => row.status });
-  const names = [...new Set(cases.flatMap((row) => Object.keys(row.scores)))].slice(0, 6);
+  const scores = (row: CaseRow) => row.preliminary_scores ?? row.scores;
+  const names = [...new Set(cases.flatMap((row) => Object.keys(scores(row))))].slice(0, 6);
   for (const name of names)
-    columns.push({ key: `score ${name}`, title: word(name), value: (row) => row.scores[name], number: true });
+    columns.push({ key: `score ${name}`, title: word(name), value: (row) => scores(row)[name], number: true });
   columns.push({ key: "findings", title: "findings", value: (row) => row.findings, number: true });
   // What a narrow window cuts off is least important.
   for (const key of ["label", "split", "site"] as const)

@@ -3,6 +3,7 @@
 export type ServerEvent =
   | { kind: "chunks"; case: string; chunks: string[] }
   | { kind: "finished"; case: string }
+  | { kind: "preliminary"; case: string; scores: Record<string, number> }
   | { kind: "cases" | "reload" };
 
 const listeners = new Set<(event: ServerEvent) => void>();

@@ -8,6 +8,7 @@ import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { Cross, ModeText, movedCross, type Pointer } from "./cross";
 import { DisplayPanel } from "./display";
+import { listen } from "./events";
 import { FindingsPanel, Gallery } from "./findings";
 import { shortCount } from "./format";
 import { useKeys } from "./keys";
@@ -45,6 +46,13 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   const [message, setMessage] = useState("");
   const list = useFindings(detail, page, view);
   const { findings, listed, gallery } = list;
+  const [preliminary, setPreliminary] = useState(detail.preliminary_scores);
+  useEffect(() => {
+    setPreliminary(detail.preliminary_scores);
+    return listen((event) => {
+      if (event.kind === "preliminary" && event.case === detail.id) setPreliminary(event.scores);
+    });
+  }, [detail]);
   const image = view?.image ?? Object.values(detail.images)[0];
   const mpp = image?.mpp?.[0] ?? null;
 
@@ -297,7 +305,8 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <Brand />
         <h1>{detail.name}</h1>
         <span class={`chip ${detail.status.replace(" ", "-")}`}>{detail.status}</span>
-        <Scores scores={detail.scores} />
+        <Scores scores={preliminary ?? detail.scores} />
+        {preliminary && <span class="subtle" title="The slide is being refined.">in the coarse map</span>}
         <span class="space" />
         {besides.length > 0 && (
           <span class="compare">

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +105,7 @@ def command(
     from lobule.api import scan
     from lobule.scanning.cases import Progress
 
-    progress = Progress()
+    progress = Progress(on_preliminary=show_preliminary_scores)
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
         report = scan(bundle, cohort, out, progress=progress, **options)
     lines = [("results", out if is_url(out) else str(report.path)), ("computed by", progress.precision)]
@@ -144,6 +146,13 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
     lines = [("method", bundle.method), ("cases", str(len(cohort))), ("results", out)]
     lines += [(f"  {name}", str(value)) for name, value in settings.items()]
     return CommandOutput(data, format_fields(lines))
+
+
+def show_preliminary_scores(case: str, scores: Mapping[str, float]) -> None:
+    """Print the scores of a case that is being refined. They often change little from here on."""
+    values = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    with suppress(OSError, ValueError):  # The scan goes on if nobody reads its messages any more.
+        click.echo(f"{case}: {values} in the coarse map, which is complete; refining", err=True)
 
 
 def as_data(report: ScanReport) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lobule.errors import DamagedResults, LobuleError
 from lobule.results.folder import CaseFolder, Results, open_results
+from lobule.results.preliminary import preliminary_scores
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED
 
 ORDER = (COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started")
@@ -65,6 +66,7 @@ def _case(case: CaseFolder) -> dict[str, Any]:
         result = case.result
         if result is None:
             summary["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
+            summary["preliminary_scores"] = preliminary_scores(case)
             return summary
     except LobuleError as error:  # The other cases are still shown.
         return {**summary, "error": f"damaged: {error}"}
@@ -112,4 +114,8 @@ def _remark(case: dict[str, Any]) -> str:
         for name, cells in case["maps"].items():
             done = cells["scored"] + cells["failed"]
             remarks.append(f"{name}: {done:,} cells scored, {cells['pending']:,} pending")
+        if scores := case.get("preliminary_scores"):
+            remarks.append(
+                "preliminary " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            )
     return "; ".join(remarks)

@@ -13,6 +13,7 @@ from lobule.errors import ResultsError
 from lobule.files import flush_all, make_folder, write_json
 from lobule.results.folder import PLAN, RESULT, CaseFolder
 from lobule.results.plan import fingerprints, plan_of, same_plan
+from lobule.results.preliminary import remove_preliminary_scores
 from lobule.results.result import (
     COMPLETE,
     FAILED,
@@ -72,6 +73,7 @@ def write_result(
     if "input" not in body:
         body["input"] = fingerprints(case, careful=True)
     make_folder(folder.path)
+    remove_preliminary_scores(folder)
     # After a power failure, a case that has a result must also have its complete maps.
     flush_all(folder.path / "maps")
     write_json(folder.path / RESULT, body)

@@ -25,6 +25,7 @@ from lobule.results.folder import PLAN, RESULT, SUMMARISED, CaseFolder, Results,
 from lobule.results.locks import lock_settings
 from lobule.results.maps import MapReader
 from lobule.results.plan import fingerprints, plan_of, same_plan
+from lobule.results.preliminary import write_preliminary_scores
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED, FailedField, Result
 from lobule.results.store import ResultsStore
 from lobule.results.writing import FINDINGS, map_summaries, write_findings
@@ -84,6 +85,8 @@ class Progress:
     active: dict[str, str] = field(default_factory=dict)
     """The current pass of each open case."""
     precision: str = ""
+    on_preliminary: Callable[[str, Mapping[str, float]], None] = lambda case, scores: None
+    """Called with a case and its preliminary scores, such as those of a coarse map."""
     began: float = field(default_factory=time.monotonic)
 
 
@@ -337,6 +340,9 @@ class CaseRunner:
             if self.retry_failed and failed_in(pass_, folder):
                 folder.clear_stores(pass_names)  # Later passes depend on the recomputed one.
             sink = open_sink(pass_, folder, self.retry_failed)
+            if pass_.preliminary:
+                write_preliminary_scores(folder, pass_.preliminary)
+                self.progress.on_preliminary(opened.case.id, pass_.preliminary)
             images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
             size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
             plan_reads(pass_, images, sink.needed)

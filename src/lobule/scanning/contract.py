@@ -231,6 +231,8 @@ class Pass:
     the model with the output of an earlier pass. Boxes stay in the frame of the original image."""
     go_on: Callable[[], bool] | None = None
     """Called before each batch is read. Once it returns False, the remaining fields stay pending."""
+    preliminary: Mapping[str, float] = field(default_factory=dict)
+    """The scores of the case after the passes before this one, shown to people who watch the scan."""
 
 
 T = TypeVar("T")
@@ -305,6 +307,7 @@ def fill_map(
     batch: int | None = None,
     sources: Mapping[str, PixelSource] | None = None,
     go_on: Callable[[], bool] | None = None,
+    preliminary: Mapping[str, float] | None = None,
 ) -> Steps[MapReader]:
     """Fill a map with every field that contains a required cell, and return its reader.
 
@@ -323,6 +326,7 @@ def fill_map(
         batch: Fields per batch; None uses the number in the engine settings.
         sources: Images that replace the case's images of the same name.
         go_on: Called before each batch is read; once it returns False, the remaining cells stay pending.
+        preliminary: Scores of the case before this pass, shown while the pass runs.
     """
     grid_indices = grid.fields_over(required)
     if promise is not None:
@@ -340,7 +344,8 @@ def fill_map(
     )
     glass = ~required if glass is None else glass
     spec = MapSpec(grid, classes, required, glass, image, scattered=promise is not None)
-    return cast(MapReader, (yield Pass(key, name, fields, spec, batch, sources or {}, go_on)))
+    map_pass = Pass(key, name, fields, spec, batch, sources or {}, go_on, preliminary or {})
+    return cast(MapReader, (yield map_pass))
 
 
 def fill_table(

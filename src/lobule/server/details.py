@@ -11,6 +11,7 @@ from lobule.geometry import Size
 from lobule.mammograms.record import Mammogram
 from lobule.results import MapReader
 from lobule.results.map_check import maps_to_draw
+from lobule.results.preliminary import preliminary_scores
 from lobule.server.exams import other_exams
 from lobule.server.library import Entry, ImageFile, Library
 from lobule.server.map_tiles import SIDE, level_count
@@ -61,7 +62,9 @@ def _status_of(entry: Entry) -> dict[str, Any]:
     except LobuleError as error:
         return {"status": "damaged", "error": error.problem}
     if result is None:
-        return {"status": "unfinished"}
+        assert entry.folder is not None
+        preliminary = preliminary_scores(entry.folder)
+        return {"status": "unfinished", **({"preliminary_scores": preliminary} if preliminary else {})}
     cause = result.get("error")
     return {
         "status": result["status"],

@@ -1,4 +1,4 @@
-"""Events of running scans: which chunks of which maps were written, and which cases have ended."""
+"""Events of running scans: written chunks of maps, preliminary scores, and cases that have ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from lobule.results.folder import RESULT
+from lobule.results.preliminary import preliminary_scores
 from lobule.server.library import Entry, Library
 
 POLL_SECONDS = 0.1
@@ -29,6 +30,8 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._chunks: dict[str, set[str]] = {}
         """Chunks of each unfinished case as `map/row/column`."""
+        self._with_preliminary_scores: set[str] = set()
+        """Unfinished cases whose preliminary scores were announced."""
         self._finished: dict[str, int] = {}
         """Time of the result of each finished case."""
         self._entries: list[Entry] = []
@@ -91,6 +94,7 @@ class Watcher:
         if written:
             self._finished[entry.id] = written
             self._chunks.pop(entry.id, None)
+            self._with_preliminary_scores.discard(entry.id)
             return [{"kind": "finished", "case": entry.id}] if before not in (None, written) else []
         self._finished[entry.id] = 0
         if not entry.folder.path.is_dir():
@@ -106,4 +110,7 @@ class Watcher:
         elif entry.id not in self._chunks and chunks:
             events.append({"kind": "chunks", "case": entry.id, "chunks": sorted(chunks)})
         self._chunks[entry.id] = chunks
+        if entry.id not in self._with_preliminary_scores and (scores := preliminary_scores(entry.folder)):
+            self._with_preliminary_scores.add(entry.id)
+            events.append({"kind": "preliminary", "case": entry.id, "scores": scores})
         return events

@@ -39,7 +39,8 @@ class Config(Settings):
     refine_stride: int = 8
     """Finest stride of `--refine`."""
     refine_above: float = 0.1
-    """Coarse cells with at least this score, and their neighbours, are refined."""
+    """Coarse cells with at least this score, and their neighbours, are refined. With a calibration of the
+    cells, it moves with the threshold: its odds stay as many times lower than those of `threshold` here."""
     threshold: float = 0.5
     """Cells with a higher score are findings."""
     cells: int = 83

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, uniform_filter
+from scipy.ndimage import uniform_filter
 from torch import nn
 
 from lobule.bundles import Bundle, TrainingRecord, trained_bundle, write_bundle
@@ -22,6 +22,7 @@ from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.scannet.calibration import CELLS, CellCalibration
 from lobule.methods.scannet.config import Config, require_stride
 from lobule.methods.scannet.forest import FOREST, Forest, map_features
+from lobule.methods.scannet.refinement import calibrated, promise_of, refining_grid, worth_refining
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.dense import DenseNet, densify
 from lobule.nets.inference import for_inference
@@ -181,10 +182,7 @@ class DensePredictor:
         calibration: CellCalibration | None = None,
     ) -> None:
         if calibration is not None:
-            # Refine the cells that would be refined without a calibration, and all cells of findings.
-            refined = float(calibration.from_uncalibrated(config.refine_above))
-            threshold = calibration.threshold
-            config = replace(config, threshold=threshold, refine_above=min(refined, threshold))
+            config = calibrated(config, calibration)
         self.config, self.forest, self.calibration = config, forest, calibration
         self.classes = config.classes
         self.model = DenseModel(config, net, scaling, calibration, forest is not None)
@@ -200,10 +198,12 @@ class DensePredictor:
         def on_tissue(grid: MapGrid) -> Cells:
             return cells_by_centre(grid, tissue.mask, tissue.l0_step)
 
-        grid = self._grid(lattice, stride, case.engine)
-        required = on_tissue(grid)
-        coarse = yield from fill_map(DenseMap(stride), _map_name(stride), grid, self.classes[1:], required)
-        analysed, strides = analysed_map(coarse), {stride: int(required.sum())}
+        coarse_grid = self._grid(lattice, stride, case.engine)
+        coarse_cells = on_tissue(coarse_grid)
+        coarse = yield from fill_map(
+            DenseMap(stride), _map_name(stride), coarse_grid, self.classes[1:], coarse_cells
+        )
+        analysed, strides = analysed_map(coarse), {stride: int(coarse_cells.sum())}
         forest_map = analysed
         uses_forest = self.model.uses_forest(options)
         if uses_forest and stride != (default := self.model.default_stride):
@@ -213,19 +213,22 @@ class DensePredictor:
                 DenseMap(default), f"score-s{default}", grid, self.classes[1:], on_tissue(grid)
             )
             forest_map = analysed_map(uniform)
+        forest_score = self._forest_score(*forest_map[:2]) if uses_forest else None
         for fine_stride in finer:
             factor = stride // fine_stride
+            hot = worth_refining(coarse, config.refine_above) & coarse_cells
             grid = self._grid(lattice, fine_stride, case.engine)
-            hot = worth_refining(coarse, config.refine_above)
+            if case.engine.precision != "int8":  # int8 models exist only for one size of fields.
+                grid = refining_grid(grid, coarse_grid, hot)
             required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
             fine = yield from fill_map(
                 DenseMap(fine_stride), _map_name(fine_stride), grid, self.classes[1:],
-                required, ~on_tissue(grid), promise=_promise(coarse.scores(), grid, factor),
+                required, ~on_tissue(grid), promise=promise_of(coarse.scores(), grid, factor),
                 go_on=lambda: case.seconds_left() > 0,
+                preliminary=self._slide_scores(config, analysed, forest_score),
             )  # fmt: skip
             strides[fine_stride] = fine.counts()["scored"]
             analysed = analysed_map(coarse, fine)
-        forest_score = self._forest_score(*forest_map[:2]) if uses_forest else None
         return self._result(config, analysed, strides, forest_score)
 
     @property
@@ -251,23 +254,33 @@ class DensePredictor:
     def _result(
         self, config: Config, analysed: Analysed, strides: Mapping[int, int], forest_score: float | None
     ) -> Result:
-        scores, states, l0_stride, mpp = analysed
+        _, _, l0_stride, mpp = analysed
         findings: list[Finding] = []
-        highest = {}
-        for index, name in enumerate(self.classes[1:]):
-            layer = np.where(states == State.SCORED, scores[index], np.float32(0))
-            highest[name] = highest_cell(layer, config.mean_cells)
+        for name, layer in self._layers(analysed):
             findings += findings_of(config, layer, l0_stride, mpp, name)
         metadata: dict[str, Any] = {
             "strides": {str(stride): cells for stride, cells in sorted(strides.items())}
         }
         if self.calibration is not None:
             metadata["finding_threshold"] = config.threshold
-        slide_scores = highest
         if forest_score is not None:
-            slide_scores = {self.classes[1]: forest_score}
-            metadata |= {"slide_score": "forest", "highest": highest}
-        return Result(slide_scores, by_score(findings), metadata=metadata)
+            metadata |= {"slide_score": "forest", "highest": self._slide_scores(config, analysed, None)}
+        return Result(
+            self._slide_scores(config, analysed, forest_score), by_score(findings), metadata=metadata
+        )
+
+    def _slide_scores(
+        self, config: Config, analysed: Analysed, forest_score: float | None
+    ) -> dict[str, float]:
+        if forest_score is not None:
+            return {self.classes[1]: forest_score}
+        return {name: highest_cell(layer, config.mean_cells) for name, layer in self._layers(analysed)}
+
+    def _layers(self, analysed: Analysed) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield each class but the background with its scores; cells without a score are 0."""
+        scores, states, *_ = analysed
+        for index, name in enumerate(self.classes[1:]):
+            yield name, np.where(states == State.SCORED, scores[index], np.float32(0))
 
 
 def highest_cell(layer: NDArray[np.float32], side: int = 1) -> float:
@@ -279,13 +292,6 @@ def highest_cell(layer: NDArray[np.float32], side: int = 1) -> float:
 
 def _map_name(stride: int) -> str:
     return f"map-s{stride}"
-
-
-def worth_refining(coarse: MapReader, above: float) -> Cells:
-    """Coarse cells with at least this score, and their neighbours, whose windows overlap with theirs."""
-    scores, states = coarse.read()
-    hot = (scores.max(axis=0) >= above) & (states == State.SCORED)
-    return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)
 
 
 def findings_of(
@@ -335,17 +341,6 @@ def _read_reduced(reader: MapReader, factor: int) -> tuple[Scores, States]:
     return np.concatenate([reduced[0] for reduced in bands], axis=1), np.concatenate(
         [reduced[1] for reduced in bands]
     )
-
-
-def _promise(coarse: np.ndarray[Any, Any], grid: MapGrid, factor: int) -> np.ndarray[Any, Any]:
-    """For every field of the fine grid, the highest coarse score under it."""
-    side = grid.cells // factor
-    rows, columns = grid.field_rows * side, grid.field_columns * side
-    padded = np.zeros((rows, columns), np.float32)
-    height, width = min(rows, coarse.shape[0]), min(columns, coarse.shape[1])
-    padded[:height, :width] = coarse[:height, :width]
-    blocks = padded.reshape(grid.field_rows, side, grid.field_columns, side)
-    return np.asarray(blocks.max(axis=(1, 3)))
 
 
 def save(
