@@ -9,8 +9,9 @@ are the speed-ups over patch by patch. On all test slides, `rank` is the rank co
 forms, and `auc_change` the difference of their slide AUC.
 
 With `--quick` the student is not trained, which does not change the times, and `rank` and `auc_change` are
-left out. Regions of one slide are scanned in each form; the time of the full mode's slide follows from
-what the further cells of the larger region take.
+left out. Two cores are used. In each form, a region of one cell and one of two fields, a field for each core,
+are scanned. The time of the full mode's slide follows from what a further patch takes on a core, and from the
+number of patches that each core computes there.
 
     LOBULE_REFERENCE=… python benchmarks/reverse_distillation.py [--quick] [--work DIR]
 
@@ -24,10 +25,12 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +43,7 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.geometry import Box
 from lobule.grid import MapGrid, cells_by_centre
-from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, save
+from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load
 from lobule.methods.reverse_distillation.train import frozen_teacher
 from lobule.nets.anomaly import smooth, summed
 from lobule.nets.reverse_distillation import Student
@@ -48,8 +51,10 @@ from lobule.phantoms.cohorts import write_slide_cohort
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
 from lobule.scanning.device import available_cores
 from lobule.scanning.open_case import tissue_of
+from lobule.scanning.scan import Machine, scan
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
@@ -58,9 +63,15 @@ from measure import arguments, report
 MPP, PATCH, STRIDE = 0.5, 256, 64
 """The published geometry: patches of 256 px every 64 px."""
 FULL_CELLS = 3896
-"""Cells of the slide of the full mode, to which `--quick` extrapolates."""
-QUICK_SIDES = {"exact": (512, 768, 1280), "shared": (512, 1024, 2176)}
-"""Sides in pixels of the regions that `--quick` scans in each form. The first imports what a scan needs."""
+"""Cells of the slide of the full mode."""
+FULL_PATCHES = {"exact": 1948, "shared": 383}
+"""Patches of this slide that the busier of two cores computes in each form. In the shared form, the slide has
+four fields of 283, 157, 180 and 100 patches."""
+QUICK_CORES = 2
+QUICK_SIDE = 2560
+QUICK_REGIONS = {"exact": (8, Box(640, 896, 1024, 512)), "shared": (16, Box(256, 768, 2048, 1024))}
+"""The cells along a side of a field, and a region of two such fields, all tissue. The fields of the full mode
+have as many cells in the exact form, and 48 in the shared form."""
 
 
 def settings() -> dict[str, Any]:
@@ -102,15 +113,17 @@ def slide_in(folder: Path, side: int, tissue: float = 0.6) -> Path:
     return folder / "timed.tif"
 
 
-def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np.float64]:
-    """Scores of the tissue cells of some rows of the map, with one forward pass per patch."""
+def patch_by_patch(
+    predictor: AnomalyPredictor, path: str, every: int, most: int | None = None
+) -> NDArray[np.float64]:
+    """Scores of (at most some) tissue cells of some rows of the map, with one forward pass per patch."""
     net, config, scores = predictor.net, predictor.config, []
     with open_slide(path) as slide, torch.inference_mode():
         lattice = slide.lattice(mpp=config.mpp)
         tissue = tissue_of(slide, TissueConfig())
         grid = MapGrid(lattice, STRIDE, PATCH)
         cells = np.argwhere(cells_by_centre(grid, tissue.mask, tissue.l0_step))
-        for box in grid.field_boxes(cells[cells[:, 0] % every == 0]).tolist():
+        for box in grid.field_boxes(cells[cells[:, 0] % every == 0][:most]).tolist():
             pixels = slide.read_lattice(lattice, Box(*box))
             distances = net(predictor.model.images_of(torch.from_numpy(pixels[None])))
             scores.append(float(smooth(summed(distances, (PATCH, PATCH))).mean()))
@@ -151,38 +164,79 @@ def working_folder(work: str | None) -> contextlib.AbstractContextManager[str]:
 
 def quick_ratios(folder: Path) -> dict[str, float]:
     """The speed-ups over patch by patch, from two regions of a slide and without a training."""
-    path = slide_in(folder, max(max(sides) for sides in QUICK_SIDES.values()), 0.9)
+    path = slide_in(folder, QUICK_SIDE, 0.9)
     config = Config(**settings())
     frozen = frozen_teacher(config.teacher, config.weights, 1, config.input)
     predictor = AnomalyPredictor(config, frozen, Student(frozen.student_shape(config.shortcut)))
-    save(folder / "bundle", predictor)
-    patch_by_patch(predictor, str(path), 31)  # One row: the first use of the network is not measured.
+    patch_by_patch(predictor, str(path), 20, 4)  # The first use of the network is not measured.
     began = time.perf_counter()
-    sampled = len(patch_by_patch(predictor, str(path), 16))
+    sampled = len(patch_by_patch(predictor, str(path), 20, 32))
     one_by_one = (time.perf_counter() - began) / sampled
-    ratios = {}
-    for form, sides in QUICK_SIDES.items():
-        cells, seconds = [], []
-        for side in sides:
-            box = Box(0, 0, side, side)
-            case = Case("region", "region", "region", str(path), mpp=MPP, l0_box=box)
-            began = time.perf_counter()
-            scores = scan_scores(folder / "bundle", Cohort((case,)), folder / f"{form} {side}", form)
-            seconds.append(time.perf_counter() - began)
-            cells.append(len(scores["region"]))
-        per_cell = (seconds[2] - seconds[1]) / (cells[2] - cells[1])
-        ratios[form] = FULL_CELLS * one_by_one / (seconds[1] + (FULL_CELLS - cells[1]) * per_cell)
-        print(f"{form}: {cells[1]} cells in {seconds[1]:.1f} s, {cells[2]} in {seconds[2]:.1f} s")
     print(f"{sampled} cells patch by patch, {one_by_one:.3f} s each")
+    ratios = {}
+    for form in QUICK_REGIONS:
+        few, many = scans_of_regions(predictor, path, folder / form, form)
+        per_patch = (many.seconds - few.seconds) / (many.patches - few.patches)
+        seconds = many.seconds + (FULL_PATCHES[form] - many.patches) * per_patch
+        ratios[form] = FULL_CELLS * one_by_one / seconds
+        print(f"{form}: {many.patches} patches of a core in {many.seconds:.1f} s, of which {few.patches} and")
+        print(f"  everything else {few.seconds:.1f} s; the slide of the full mode would take {seconds:.0f} s")
     print("left out: the training, rank and auc_change")
     return ratios
+
+
+class RegionScan(NamedTuple):
+    """What the scan of a region took."""
+
+    patches: int
+    """Patches that the busier core computed."""
+    seconds: float
+
+
+def scans_of_regions(
+    predictor: AnomalyPredictor, path: Path, out: Path, form: str
+) -> tuple[RegionScan, RegionScan]:
+    """Scan a region of one cell and a region of two fields, each after a scan that is not measured.
+
+    All regions are cases of one results folder, so that the scans use the engine settings of the first one
+    without measuring them again.
+    """
+    cells, box = QUICK_REGIONS[form]
+    one_cell = Box(box.x, box.y, STRIDE, STRIDE)
+    machine = Machine(device="cpu", precision="float32", channels_last=True, cells=cells, cores=QUICK_CORES)
+    options = ScanOptions(settings={"form": form})
+    identity = {
+        "method": "reverse_distillation",
+        "fingerprint": "0" * 64,
+        "classes": list(predictor.config.classes),
+    }
+    cases: list[Case] = []
+    scans: list[RegionScan] = []
+    images_of = predictor.model.images_of
+    for region in (one_cell, one_cell, box):
+        patches: Counter[int] = Counter()
+
+        def counted(pixels: torch.Tensor) -> torch.Tensor:
+            patches[threading.get_ident()] += len(pixels)  # noqa: B023
+            return images_of(pixels)
+
+        number = str(len(cases))
+        cases.append(Case(number, number, "region", str(path), mpp=MPP, l0_box=region))
+        predictor.model.images_of = counted  # type: ignore[method-assign]
+        began = time.perf_counter()
+        report = scan(predictor, identity, Cohort(tuple(cases)), out, options, machine)
+        scans.append(RegionScan(max(patches.values()), time.perf_counter() - began))
+        if report.failed:
+            raise RuntimeError(f"the scan failed: {report.failed}")
+    predictor.model.images_of = images_of  # type: ignore[method-assign]
+    return scans[1], scans[2]
 
 
 def main() -> None:
     options = arguments(
         __doc__ or "", work="folder for slides, student and scans; a second run only measures times"
     )
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(QUICK_CORES if options.quick else available_cores())
     if options.quick:
         with tempfile.TemporaryDirectory() as name:
             report("reverse_distillation", quick_ratios(Path(name)))
@@ -212,7 +266,7 @@ def main() -> None:
         )
         timed_results, scans = folder / "one", {}
 
-        def scan(form: str) -> None:
+        def scan_timed(form: str) -> None:
             shutil.rmtree(timed_results, ignore_errors=True)
             scans[form] = scan_scores(bundle, timed_cohort, timed_results, form)["timed"]
 
@@ -221,8 +275,8 @@ def main() -> None:
             2,
             {
                 "one by one": lambda: patch_counts.append(len(patch_by_patch(predictor, path, 8))),
-                "exact": lambda: scan("exact"),
-                "shared": lambda: scan("shared"),
+                "exact": lambda: scan_timed("exact"),
+                "shared": lambda: scan_timed("shared"),
             },
         )
     count, sampled = len(scans["exact"]), patch_counts[0]
