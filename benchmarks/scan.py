@@ -12,8 +12,9 @@ runs alone on as many batches of pixels in memory, in the same replicas.
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
 measurement of precisions before the first case does not. Seconds that a hypervisor took from the cores for
 other machines during the case are not counted, since CPU seconds do not contain them either. Each figure is
-the least of the rounds. With `--quick`, two regions of a smaller slide are scanned, and the efficiency of a
-full scan is extrapolated from what the further fields of the larger region take; only torch is measured.
+the least of the rounds. With `--quick`, a small and a larger region of a smaller slide are scanned, and the
+efficiency of a full scan is extrapolated from what the further fields of the larger region take. Both kinds
+of scan run in one process, and only torch is measured.
 
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
@@ -35,7 +36,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -50,6 +51,8 @@ KINDS = ("tiles", "dense")
 FORMS = {"torch": ("torch", "float32"), "openvino": ("openvino", "float32"), "int8": ("openvino", "int8")}
 """The runtime and precision of each scan, by the name of the option `--form`."""
 BATCHES_IN_MEMORY = 16
+FEW_BATCHES = 4
+"""Batches that the model computes in addition with `--quick`; their seconds are subtracted."""
 MIB = 1 << 20
 
 
@@ -62,16 +65,17 @@ class Plan:
     rounds: dict[str, int]
     boxes: dict[str, Box | None]
     """The region of each scan in level-0 pixels; None is the whole slide."""
-    small_box: Box | None = None
-    """A region that is scanned first, twice: the first scan imports what a case needs."""
+    small_boxes: dict[str, Box] = field(default_factory=dict)
+    """A region of each scan that is scanned in addition, after the first larger one: a batch for each of two
+    cores."""
 
 
 FULL = Plan(20_480, 0.7, {"tiles": 3, "dense": 3}, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
 QUICK = Plan(
-    7_680, 0.6, {"tiles": 2, "dense": 1},
-    {"tiles": Box(1_792, 2_688, 3_584, 1_568), "dense": None}, Box(3_136, 3_136, 896, 896),
+    6_144, 0.6, {"tiles": 2, "dense": 2},
+    {"tiles": Box(1_344, 2_240, 3_584, 1_568), "dense": None},
+    {"tiles": Box(2_240, 2_240, 896, 896), "dense": Box(2_240, 2_688, 2_688, 896)},
 )  # fmt: skip
-"""The first larger scan of tiles uses its memory for the first time, which takes a third of its time."""
 FULL_FIELDS = {"tiles": 936, "dense": 115}
 """Fields of the full scans, to which `--quick` extrapolates."""
 
@@ -176,15 +180,17 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     times_at_opening = noting_opening(predictor)
     identity = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
     cores = available_cores()
+    cases: list[Case] = []
 
     def scanned(name: str, box: Box | None) -> Scanned:
-        case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
-        out, files = folder / f"{kind}-{form}-{name}", Cohort((case,))
+        # All cases are in one results folder, so that only the first scan measures memory layouts.
+        cases.append(Case(name, name, "slide" if box is None else "region", str(slide), l0_box=box))
+        out, files = folder / f"{kind}-{form}", Cohort(tuple(cases))
         ended = scan(predictor, identity, files, out, options, machine, int8_folder=bundle.int8_folder)
         stolen, cpu = (now - at for now, at in zip(used_so_far(), times_at_opening[-1], strict=True))
-        if ended.counts != {"complete": 1}:
+        if ended.counts != {"complete": len(cases)}:
             raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
-        wall = json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"]
+        wall = json.loads((out / "cases" / name / "run.json").read_text())["seconds"]
         counters = ended.counters
         return Scanned(
             counters.fields_done, wall, cpu, cores * wall - stolen, counters.model_s, counters.tiles_decoded
@@ -194,19 +200,15 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
     before = memory("VmRSS")
-    scans, starts, reads, models = [], [], [], []
+    scans, starts, reads, models, few_models = [], [], [], [], []
     after, sizes, distinct = 0, (0, 0, 0), 0
     small = None
-    for name in ("imports", "small") if plan.small_box else ():
-        small = scanned(name, plan.small_box)
-        machine = same_form(machine, engines[-1])
     for turn in range(plan.rounds[kind]):
         scans.append(scanned(str(turn), box))
         after = after or memory("VmHWM")
         engine = engines[-1]
-        machine = same_form(machine, engine)
-        if small is not None and turn + 1 < plan.rounds[kind]:
-            continue  # With --quick, the parts alone are measured once.
+        if turn == 0 and kind in plan.small_boxes:
+            small = scanned("small", plan.small_boxes[kind])
         began = time.perf_counter()
         with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
             starts.append(time.perf_counter() - began)
@@ -216,8 +218,10 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
             in_memory, batches = sample_batches(pass_, images, size)
             distinct = tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
-        computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory, batches)
-        models.append(time_spent_by(computing))
+        computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory)
+        models.append(time_spent_by(partial(computing, batches)))
+        if small is not None:
+            few_models.append(time_spent_by(partial(computing, FEW_BATCHES)))
     best = min(scans, key=lambda one: one.capacity)
     read, model, decoded = least(reads), least(models), scans[-1].tiles_decoded - for_tissue
     if engine.device != "cpu":
@@ -225,7 +229,9 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     elif small is None:
         efficiency = (read.cpu + model.cpu) / best.capacity
     else:
-        efficiency = extrapolated(small, best, (read.cpu + model.cpu) / best.fields, FULL_FIELDS[kind])
+        # New threads use their memory for the first time, which counts little in the full mode.
+        further_cpu = (model.cpu - least(few_models).cpu) / (sizes[1] - FEW_BATCHES) / sizes[2]
+        efficiency = extrapolated(small, best, read.cpu / best.fields + further_cpu, FULL_FIELDS[kind])
     both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
     print(
         f"{kind}, {form}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas"
@@ -276,14 +282,6 @@ def noting_opening(predictor: Any) -> list[tuple[float, float]]:
 
     predictor.images = noting
     return times
-
-
-def same_form(machine: Any, engine: Any) -> Any:
-    """Return the resources with which a later scan runs as the one with these engine settings did."""
-    return replace(
-        machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
-        cells=engine.cells,
-    )  # fmt: skip
 
 
 def noting_engine(model: Any) -> list[Any]:
@@ -380,9 +378,10 @@ def main() -> None:
         return
     if options.one:
         keep_freed_memory()  # as the command line does at its start
-        kind, form, *paths = options.one
+        names, form, *paths = options.one
         slide_path, bundle_folder, out = (Path(path) for path in paths)
-        print(json.dumps(one(kind, form, slide_path, bundle_folder, out, plan)))
+        for kind in names.split(","):
+            print(json.dumps(one(kind, form, slide_path, bundle_folder, out, plan)))
         return
     forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
     kinds = [options.kind] if options.kind else KINDS
@@ -391,17 +390,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         slide = options.slide or str(Path(folder) / "slide.tif")
         bundles = options.bundles or folder
-        quick = ["--quick"] if options.quick else []
         if not options.slide:
-            child(*quick, "--paint", slide)
+            paint(Path(slide), plan.side, plan.tissue)
+        quick = ["--quick"] if options.quick else []
+        # In the full mode, every scan has its own process, so that its peak memory is its own. With --quick,
+        # the dense scan, which needs more memory, is the first one.
+        processes = [",".join(sorted(kinds))] if options.quick else kinds
         results, ratios = [], {}
-        for kind in kinds:
+        for names in processes:
             for form in forms:
-                *lines, last = child(*quick, "--one", kind, form, slide, bundles, folder).splitlines()
-                print("\n".join(lines), flush=True)
-                results.append(json.loads(last))
-                name = f"efficiency_{kind}" if form == "torch" else f"efficiency_{kind}_{form}"
-                ratios[name] = results[-1]["efficiency"]
+                lines = child(*quick, "--one", names, form, slide, bundles, folder).splitlines()
+                print("\n".join(line for line in lines if not line.startswith("{")), flush=True)
+                of_process = [json.loads(line) for line in lines if line.startswith("{")]
+                for kind, result in zip(names.split(","), of_process, strict=True):
+                    name = f"efficiency_{kind}" if form == "torch" else f"efficiency_{kind}_{form}"
+                    ratios[name] = result["efficiency"]
+                results += of_process
     ratios["decodes_per_tile"] = max(result["decodes"] for result in results)
     ratios["memory_of_ceiling"] = max(result["memory"] for result in results)
     report("scan", ratios)

@@ -34,11 +34,10 @@ def make_bundle(kind: str, folder: Path) -> Path:
 
         save(out, Config(trunk="tiny", mpp=MPP), BACKBONES["tiny"](2), PLAIN_SCALING)
         return out
-    from torchvision.models import resnet18
-
     from lobule.methods.classifier.convert import convert
+    from lobule.nets.resnet import resnet
 
-    torch.save(resnet18(num_classes=2).state_dict(), folder / "weights.pt")
+    torch.save(resnet("resnet18", 2).state_dict(), folder / "weights.pt")
     transform = [{"name": "ToTensor"}]
     geometry_fields = {
         "class_names": ["normal", "tumour"], "patch_size_pixels": TILE, "spacing_um_px": MPP,
