@@ -6,7 +6,7 @@ within 1 s and 3 MB and at 30 frames per second, a threshold within one frame, a
 written within 500 ms with twelve tabs open.
 
     python benchmarks/viewer.py            a million findings, ten cases
-    python benchmarks/viewer.py --quick    a tenth of the findings, three cases, under 45 s
+    python benchmarks/viewer.py --quick    a tenth of the findings, two cases, three chunks, under 45 s
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ def main() -> None:
         raise SystemExit("This benchmark needs Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
-    cases, findings, chunks, pan_seconds = (2, 100_000, 3, 1.0) if quick else (10, 1_000_000, 8, 1.5)
+    cases, findings, chunks, pan_seconds = (2, 100_000, 3, 0.5) if quick else (10, 1_000_000, 8, 1.5)
     with tempfile.TemporaryDirectory(prefix="lobule-viewer-") as name, sync_playwright() as playwright:
         root = Path(name)
         write_cases(root, cases)
