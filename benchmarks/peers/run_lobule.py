@@ -2,8 +2,13 @@
 
 python run_lobule.py JOB.json     with "do": "prepare", "tiles" or "dense"
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
+
+from lobule.allocator import keep_freed_memory
+
+keep_freed_memory()  # As the command line does, before any library starts threads with memory of their own.
 
 import json
 import shutil
@@ -15,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lobule.allocator import keep_freed_memory
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.methods import load
@@ -153,7 +157,6 @@ def _maps(out: Path) -> Any:
 
 
 def main() -> None:
-    keep_freed_memory()  # as the command line does at its start
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     done = prepare(job) if job["do"] == "prepare" else timed_scan(job)
     print(json.dumps(done))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lobule.nets.copying import copy_sharing_tensors, own_tensors
 from lobule.nets.receptive import module_of, trace
 
 
@@ -23,7 +22,7 @@ def for_inference(net: nn.Module) -> fx.GraphModule:
 
 def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
     """A copy in evaluation mode whose batch norms are part of the convolutions before them."""
-    graph = trace(copy.deepcopy(net).eval())
+    graph = trace(copy_sharing_tensors(net).eval())
     for node in list(graph.graph.nodes):
         norm = module_of(graph, node)
         if type(norm) is not nn.BatchNorm2d:  # a subclass may do more than normalise
@@ -37,6 +36,7 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
             _skip(graph, node)
     graph.delete_all_unused_submodules()
     graph.recompile()
+    own_tensors(graph, net)  # Folded layers have new tensors already.
     return graph.eval()
 
 

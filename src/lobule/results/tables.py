@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
 from lobule.files import read_json, require_regular, write_atomic, write_json
+from lobule.results.arrow_arrays import arrow_numbers
 from lobule.results.checks import LARGEST_JSON, MOST_ROWS
 
 Columns = dict[str, NDArray[Any]]
@@ -148,10 +149,11 @@ def iterate_parquet(path: Path, problem: str, rows_at_once: int) -> Iterator[lis
 
 
 def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        flat = pa.array(np.ascontiguousarray(values).ravel())
-        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.array(values)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        return pa.array(values)
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(arrow_numbers(values.ravel()), values.shape[1])
+    return arrow_numbers(values)
 
 
 def of_arrow(table: Any) -> Columns:

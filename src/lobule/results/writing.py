@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from lobule.files import csv_text, write_bytes
 from lobule.findings import Finding
+from lobule.results.arrow_arrays import arrow_array
 from lobule.results.folder import CaseFolder
 from lobule.results.maps import MapReader
 
@@ -56,7 +57,7 @@ def _tables(findings: Sequence[Finding]) -> tuple[bytes, bytes]:
         if "polygon" in row:
             row["polygon"] = json.dumps(row["polygon"], separators=(",", ":"))
     table = pa.table(
-        {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
+        {name: arrow_array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     )
     parquet = io.BytesIO()
     pq.write_table(table, parquet, compression="zstd")
