@@ -190,14 +190,18 @@ class SpatialTracer(fx.Tracer):
 
 def trace(net: nn.Module, opaque: Sequence[str] = ()) -> fx.GraphModule:
     """The net as a graph that shares its modules and parameters, with the same state-dict keys."""
+    tracer = SpatialTracer(opaque)
     try:
-        return fx.GraphModule(net, SpatialTracer(opaque).trace(net), type(net).__name__)
+        return fx.GraphModule(net, tracer.trace(net), type(net).__name__)
     except fx.proxy.TraceError as error:
         raise ModelError(
             "the steps of this net depend on its input, so its geometry cannot be derived",
             subject=type(net).__name__,
             actual=str(error),
         ) from error
+    finally:
+        # A tracer is part of reference cycles, which would keep the weights until garbage is collected.
+        vars(tracer).clear()
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
