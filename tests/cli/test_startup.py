@@ -22,6 +22,7 @@ SLOW = (
     "timm",
     "torch._dynamo",
     "sympy",
+    "pandas",
     "scipy.stats",
     "sklearn",
     "lobule.evaluation",
