@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -233,14 +234,43 @@ def test_chunk_without_a_scored_row_reads_as_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got["vector"][2:], vectors)
 
 
-@pytest.mark.parametrize(("columns", "inner"), [(1024, 512), (514, 257), (521, 521), (1019, 1019)])
-def test_chunks_are_not_divided_into_tiny_blocks(tmp_path: Path, columns: int, inner: int) -> None:
-    writer = MapWriter(tmp_path / "m", info_of(2 * columns, 2, 1, 1, columns))
-    states = np.full((1, columns), State.SCORED, np.uint8)
-    writer.write_chunk((0, 0), np.ones((2, 1, columns), np.float32), states)
+@pytest.mark.parametrize(
+    ("chunk", "inner"),
+    [
+        ((512, 1024), (512, 512)),
+        ((540, 514), (270, 257)),
+        ((521, 521), (521, 521)),
+        ((300, 1019), (300, 1019)),
+        ((56, 1008), (56, 1008)),
+    ],
+)
+def test_large_chunks_are_divided_but_not_into_tiny_blocks(
+    tmp_path: Path, chunk: tuple[int, int], inner: tuple[int, int]
+) -> None:
+    rows, columns = chunk
+    writer = MapWriter(tmp_path / "m", replace(info_of(2 * columns, rows, 1, 1), chunk=chunk))
+    states = np.full(chunk, State.SCORED, np.uint8)
+    writer.write_chunk((0, 0), np.ones((2, *chunk), np.float32), states)
     array = zarr.open_group(tmp_path / "m", mode="r")["score"]
-    assert isinstance(array, zarr.Array) and array.chunks[-1] == inner
-    assert writer.read()[0].sum() == 2 * columns
+    assert isinstance(array, zarr.Array) and array.chunks[-2:] == inner
+    scores = MapReader(tmp_path / "m").read()[0]
+    assert scores[:, :, :columns].all() and not scores[:, :, columns:].any()
+
+
+def test_a_divided_map_of_an_earlier_version_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = info_of(80, 64, 1, 16, 2)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("lobule.results.map_creation.INNER", 16)
+        MapWriter(tmp_path / "m", info)
+    writer = MapWriter(tmp_path / "m", info)
+    for chunk in info.chunks:
+        states = np.full([axis.stop - axis.start for axis in info.chunk_cells(chunk)], State.SCORED, np.uint8)
+        writer.write_chunk(chunk, np.ones((2, *states.shape), np.float32), states)
+    array = zarr.open_group(tmp_path / "m", mode="r")["score"]
+    assert isinstance(array, zarr.Array) and array.shards == (2, 16, 32) and array.chunks == (2, 16, 16)
+    assert MapReader(tmp_path / "m").read()[0].all()
 
 
 def test_results_of_another_version_are_refused_with_the_command_that_creates_them_again(

@@ -14,7 +14,7 @@ from scipy import ndimage
 from lobule.geometry import Box
 from lobule.phantoms.slides import SlidePhantom, render, truth_of
 from lobule.slides import slide as slides
-from lobule.tissue import TissueConfig, camelyon_mask, find_tissue
+from lobule.tissue import TissueConfig, _dilated, camelyon_mask, find_tissue
 from lobule.units import Mpp
 
 H_OD = np.array([0.65, 0.70, 0.29])
@@ -194,6 +194,17 @@ def test_gaps_up_to_twice_the_closing_radius_are_closed_at_any_resolution(
     assert mask[side // 2, left - 1] and mask[side // 2, left + gap]
     assert mask[side // 2, left : left + gap].all() == closed
     assert mask[side // 2, left : left + gap].any() == closed
+
+
+@pytest.mark.parametrize("um", [0.0, 3.0, 8.0, 24.0, 90.0, 126.0])
+def test_masks_are_dilated_by_an_ellipse_of_pixels(um: float) -> None:
+    mpp = Mpp(7.0, 8.0)
+    mask = np.random.default_rng(3).random((60, 83)) > 0.995
+    reach = 40
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    ellipse = np.hypot(x * mpp.x, y * mpp.y) <= um
+    padded = ndimage.binary_dilation(np.pad(mask, reach), ellipse)
+    assert (_dilated(mask, mpp, um) == padded[reach:-reach, reach:-reach]).all()
 
 
 def test_black_padding_and_invalid_pictures() -> None:

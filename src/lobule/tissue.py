@@ -7,7 +7,10 @@ pictures of any resolution can be used; around 16 µm/px is enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -136,8 +139,9 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
     red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
     padding = _padding(rgb, config.darkest)
     limits = _limits_for_picture(config, np.count_nonzero(~padding) * _pixel_mm2(scale))
-    pen = _pen(red, green, blue, padding, scale, limits)
-    stain = _smoothed(green - np.minimum(red, blue), scale, config.smoothing_um)
+    absorbances = [red, green, blue, green - np.minimum(red, blue)]
+    *smoothed, stain = _smoothed(absorbances, scale, config.smoothing_um)
+    pen = _pen(*smoothed, padding, scale, limits)
     threshold = _threshold(stain[~(pen | padding)], config)
     left_out = pen | _dilated(padding, scale, config.smoothing_um)
     mask = _cleaned((stain > threshold) & ~padding, left_out, scale, limits)
@@ -163,8 +167,8 @@ def camelyon_mask(rgb: RGB) -> Mask:
     white where nothing was scanned.
     """
     background = np.logical_and.reduce([rgb[..., c] > threshold_otsu(rgb[..., c]) for c in range(3)])
-    highest = rgb.max(axis=2).astype(np.float64)
-    saturation = np.divide(highest - rgb.min(axis=2), highest, out=np.zeros_like(highest), where=highest > 0)
+    highest = _brightest(rgb).astype(np.float64)
+    saturation = np.divide(highest - _darkest(rgb), highest, out=np.zeros_like(highest), where=highest > 0)
     return np.asarray(~background & (saturation > threshold_otsu(saturation)) & (rgb > 50).all(axis=2))
 
 
@@ -177,9 +181,18 @@ GREY_SPREAD = 24
 USUAL_GLASS = (245.0, 245.0, 245.0)
 
 
+def _brightest(rgb: RGB) -> NDArray[np.uint8]:
+    """The largest channel of each pixel, ten times as fast as `rgb.max(axis=2)`."""
+    return np.asarray(np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2]))
+
+
+def _darkest(rgb: RGB) -> NDArray[np.uint8]:
+    return np.asarray(np.minimum(np.minimum(rgb[..., 0], rgb[..., 1]), rgb[..., 2]))
+
+
 def _glass_colour(rgb: RGB) -> tuple[float, float, float]:
     """The most common bright grey. Pure white is ignored, because it fills areas that were not scanned."""
-    brightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
+    brightest, darkest = _brightest(rgb), _darkest(rgb)
     grey = (brightest - darkest < GREY_SPREAD) & (darkest >= 180) & (darkest < 255)
     if np.count_nonzero(grey) < 0.002 * grey.size:
         return USUAL_GLASS
@@ -195,8 +208,11 @@ def _absorbance(channel: NDArray[np.uint8], glass: float) -> Plane:
     return np.clip(table, -0.05, None).astype(np.float32)[channel]
 
 
-def _smoothed(plane: Plane, mpp: Mpp, sigma_um: float) -> Plane:
-    return np.asarray(ndimage.gaussian_filter(plane, (sigma_um / mpp.y, sigma_um / mpp.x), truncate=3))
+def _smoothed(planes: Sequence[Plane], mpp: Mpp, sigma_um: float) -> list[Plane]:
+    """Smooth planes at the same time, each in a thread: the filter of scipy uses one core."""
+    sigma = sigma_um / mpp.y, sigma_um / mpp.x
+    with ThreadPoolExecutor(len(planes), "tissue") as pool:
+        return list(pool.map(partial(ndimage.gaussian_filter, sigma=sigma, truncate=3), planes))
 
 
 def _threshold(stain: Plane, config: TissueConfig) -> float:
@@ -211,7 +227,7 @@ def _padding(rgb: RGB, darkest: int) -> Mask:
     """Black areas that touch the border of the picture; other black areas are ink."""
     border = np.ones(rgb.shape[:2], dtype=bool)
     border[1:-1, 1:-1] = False
-    return _touching(rgb.max(axis=2) <= darkest, border)
+    return _touching(_brightest(rgb) <= darkest, border)
 
 
 def _touching(mask: Mask, marked: Mask) -> Mask:
@@ -220,15 +236,14 @@ def _touching(mask: Mask, marked: Mask) -> Mask:
     touching = np.zeros(count + 1, dtype=bool)
     touching[pieces[marked]] = True
     touching[0] = False
-    return np.asarray(touching[pieces])
+    return touching.take(pieces)
 
 
 def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
     """Ink: areas that absorb more red than green (blue or green ink), are pure red, or dark grey (black ink).
 
-    No mixture of haematoxylin and eosin has one of these colours over an area.
+    No mixture of haematoxylin and eosin has one of these colours over an area. The planes are smoothed.
     """
-    red, green, blue = (_smoothed(plane, mpp, config.smoothing_um) for plane in (red, green, blue))
     cold = (red > 0.18) & (red > 1.08 * green + 0.02)
     pure_red = (green > 0.6) & (red < 0.15) & (blue > 0.85 * green)
     lowest, highest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
@@ -247,20 +262,28 @@ def _dilated(mask: Mask, mpp: Mpp, um: float) -> Mask:
         return np.asarray(ndimage.distance_transform_edt(~mask, sampling=(mpp.y, mpp.x)) <= um)
     # A disc is a stack of runs of pixels. For a few rows this is much faster than a distance transform.
     rows = int(um / mpp.y)
-    padded = np.pad(mask.astype(np.uint8), ((rows, rows), (0, 0)))
+    padded = np.pad(mask, ((rows, rows), (0, 0)))
     out = np.zeros_like(mask)
     for offset in range(rows + 1):
-        half_width = int(np.sqrt(um**2 - (offset * mpp.y) ** 2) / mpp.x)
-        run = ndimage.maximum_filter1d(padded, 2 * half_width + 1, axis=1, mode="constant").astype(bool)
+        run = _widened(padded, int(np.sqrt(um**2 - (offset * mpp.y) ** 2) / mpp.x))
         out |= run[rows - offset : rows - offset + len(mask)] | run[rows + offset : rows + offset + len(mask)]
     return out
+
+
+def _widened(mask: Mask, pixels: int) -> Mask:
+    """Dilate the mask along its rows. Each step doubles the width, so there are few steps."""
+    run, width, full_width = np.pad(mask, ((0, 0), (pixels, pixels))), 1, 2 * pixels + 1
+    while width < full_width:
+        step = min(width, full_width - width)
+        run, width = run[:, :-step] | run[:, step:], width + step
+    return run
 
 
 def _without_small(mask: Mask, least_mm2: float, mpp: Mpp) -> Mask:
     pieces, _ = ndimage.label(mask, EIGHT)
     large = np.bincount(pieces.ravel()) * _pixel_mm2(mpp) >= least_mm2
     large[0] = False
-    return np.asarray(large[pieces])
+    return large.take(pieces)
 
 
 def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
@@ -285,18 +308,16 @@ def _with_pale_tissue(
         return mask
     # Statistics exclude detected tissue: glass next to it must not look textured because of the edge.
     weight = (~_dilated(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
-    total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
-
-    def mean_of(plane: Plane) -> Plane:
-        return np.asarray(
-            np.divide(_smoothed(plane * weight, mpp, config.pale_um / 2), total, dtype=np.float32)
-        )
-
-    mean = mean_of(grey)
-    spread = np.sqrt(np.maximum(0, mean_of(grey * grey) - mean * mean))
+    planes = [weight, grey * weight, grey * grey * weight, stain * weight]
+    with ThreadPoolExecutor(1, "tissue") as pool:
+        reach = pool.submit(_dilated, mask, mpp, config.pale_reach_um)
+        total, *sums = _smoothed(planes, mpp, config.pale_um / 2)
+        near = reach.result()
+    total = np.maximum(total, np.float32(1e-6))
+    mean, mean_square, mean_stain = (np.divide(plane, total, dtype=np.float32) for plane in sums)
+    spread = np.sqrt(np.maximum(0, mean_square - mean * mean))
     textured = (mean > config.pale_absorbance) & (spread > config.pale_texture)
-    near = _dilated(mask, mpp, config.pale_reach_um)
-    stained = (mean_of(stain) > config.lowest_threshold / 2) & near
+    stained = (mean_stain > config.lowest_threshold / 2) & near
     pale = (mask | textured | stained) & ~left_out
     # The statistics reach half their scale into the glass around pale tissue.
     pale = ~_dilated(~pale, mpp, config.pale_um / 2)
@@ -325,4 +346,4 @@ def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
         y, x = np.nonzero(pieces[bounding_slices] == piece)
         spread = np.linalg.eigvalsh(np.cov(np.stack([y * mpp.y, x * mpp.x])))
         dropped[piece] = 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um
-    return np.asarray(mask & ~dropped[pieces])
+    return np.asarray(mask & ~dropped.take(pieces))

@@ -10,7 +10,8 @@ from lobule.results.map_info import MapInfo
 from lobule.stitch import State
 
 INNER = 512
-"""Largest number of cells per side of the blocks that can be read separately from a chunk."""
+"""Largest number of cells per side of the blocks that can be read separately from a large chunk. A chunk with
+no more cells than such a block is not divided: it is small to read, and needs no shards."""
 
 MAKING = ".making"
 """Suffix of the folder of a map that is being created or deleted."""
@@ -73,7 +74,8 @@ def _inner(info: MapInfo) -> tuple[int, int]:
 
 
 def is_sharded(info: MapInfo) -> bool:
-    return _inner(info) != info.chunk
+    rows, columns = info.chunk
+    return rows * columns > INNER * INNER and _inner(info) != info.chunk
 
 
 def _divisor(length: int) -> int:
