@@ -139,13 +139,14 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
     red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
     padding = _padding(rgb, config.darkest)
     limits = _limits_for_picture(config, np.count_nonzero(~padding) * _pixel_mm2(scale))
+    grey = (red + green + blue) / np.float32(3)
     absorbances = [red, green, blue, green - np.minimum(red, blue)]
-    *smoothed, stain = _smoothed(absorbances, scale, config.smoothing_um)
-    pen = _pen(*smoothed, padding, scale, limits)
+    red, green, blue, stain = _smoothed(absorbances, scale, config.smoothing_um)
+    pen = _pen(red, green, blue, padding, scale, limits)
     threshold = _threshold(stain[~(pen | padding)], config)
     left_out = pen | _dilated(padding, scale, config.smoothing_um)
     mask = _cleaned((stain > threshold) & ~padding, left_out, scale, limits)
-    mask = _with_pale_tissue(mask, stain, (red + green + blue) / np.float32(3), left_out, scale, limits)
+    mask = _with_pale_tissue(mask, stain, grey, left_out, scale, limits)
     return TissueMask(mask, scale, pen, threshold, glass, config)
 
 
@@ -236,7 +237,7 @@ def _touching(mask: Mask, marked: Mask) -> Mask:
     touching = np.zeros(count + 1, dtype=bool)
     touching[pieces[marked]] = True
     touching[0] = False
-    return touching.take(pieces)
+    return np.asarray(touching.take(pieces))
 
 
 def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
@@ -283,7 +284,7 @@ def _without_small(mask: Mask, least_mm2: float, mpp: Mpp) -> Mask:
     pieces, _ = ndimage.label(mask, EIGHT)
     large = np.bincount(pieces.ravel()) * _pixel_mm2(mpp) >= least_mm2
     large[0] = False
-    return large.take(pieces)
+    return np.asarray(large.take(pieces))
 
 
 def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
