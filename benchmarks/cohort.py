@@ -1,6 +1,7 @@
 """Scans of many cases: the gain of a second worker, the cost of Ray, and the cost of a case itself.
 
-    two_workers      cases per second of two Ray workers of one core each, over those of one worker
+    two_workers      cases per second of two Ray workers, each bound to a core, over those of one such worker;
+                     a worker that is not bound uses 1.2 cores while the other core is idle
     ray_over_local   seconds per case of one Ray worker with two cores, over those of the plain loop
     case_ms          milliseconds per case of the plain loop on slides of 64 px: the slope between a small
                      and a large number of cases, minus that of writing the same files durably; the median of
@@ -9,7 +10,8 @@
 A trivial case goes the whole way: opening, reading, one field of 235 px through the network, map, findings
 and result. All of this counts in `case_ms` except for the durable writes.
 
-Rates are measured after the first cases, when every worker is warm. The model is the dense net `tiny`.
+Rates are measured after the first cases, when every worker is warm, and before the last ones, when workers
+wait for each other. The model is the dense net `tiny`. `--quick` scans fewer and smaller cases once.
 
     python benchmarks/cohort.py [--quick] [--only KEY]
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -36,14 +39,14 @@ from lobule.files import write_bytes
 from lobule.methods.scannet import Config, save
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
-from lobule.scanning.contract import ScanOptions
+from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from measure import report
 
 KEYS = ("two_workers", "ray_over_local", "case_ms")
-FIRST, WARM_UP = 2, 6
-"""Cases of a first scan, which chooses the engine settings, and all cases that are not counted. Then all
-workers start at once, and each has scanned cases before counting begins."""
+FIRST, WARM_UP, LAST = 2, 10, 4
+"""Cases of a first scan, which chooses the engine settings; all cases before counting begins, among them four
+of each worker, with which it starts; and cases at the end that are not counted."""
 OPTIONS = ScanOptions(tissue=None)
 MACHINE = Machine(device="cpu", precision="float32", channels_last=True, batch=2, cells=32)
 
@@ -60,8 +63,29 @@ class Plan:
 
 
 FULL = Plan(cases=40, side_px=2048, rounds=2, trivial=(200, 1200), trivial_rounds=3)
-QUICK = Plan(cases=26, side_px=1024, rounds=1, trivial=(20, 80), trivial_rounds=1)
+QUICK = Plan(cases=30, side_px=1024, rounds=1, trivial=(20, 80), trivial_rounds=1)
 QUICK_KEYS = ("two_workers", "case_ms")
+
+
+@dataclass(frozen=True)
+class BoundSource(BundleSource):
+    """A bundle whose worker is bound to a core that no other worker of the scan uses."""
+
+    cores: str = ""
+    """A folder with a file for each core that is taken."""
+
+    def load(self) -> Predictor:
+        core = next(core for core in sorted(os.sched_getaffinity(0)) if self._take(core))
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
+            os.sched_setaffinity(int(thread), {core})
+        return super().load()
+
+    def _take(self, core: int) -> bool:
+        try:
+            Path(self.cores, str(core)).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 def slides(folder: Path, count: int, side_px: int, name: str) -> Cohort:
@@ -91,10 +115,20 @@ def bundle_in(folder: Path) -> BundleSource:
     return BundleSource(str(folder / "bundle"), summary)
 
 
+def bound(source: BundleSource, out: Path) -> BundleSource:
+    """The source for workers of one scan that are bound to cores, where the system allows it."""
+    if not hasattr(os, "sched_setaffinity"):
+        return source
+    cores = out.with_name(f"{out.name} cores")
+    cores.mkdir()
+    return BoundSource(source.path, source.bundle, cores=str(cores))
+
+
 def seconds_per_case(out: Path) -> float:
-    """Seconds per case after the warm-up, from the times at which cases ended."""
+    """Seconds per case between the first and the last cases, from the times at which cases ended."""
     ended = sorted(json.loads(path.read_text())["ended"] for path in out.glob("cases/*/run.json"))
-    return float((ended[-1] - ended[WARM_UP - 1]) / (len(ended) - WARM_UP))
+    counted = ended[WARM_UP - 1 : -LAST]
+    return float((counted[-1] - counted[0]) / (len(counted) - 1))
 
 
 def local(source: BundleSource, cohort: Cohort, out: Path, cores: int) -> float:
@@ -117,7 +151,9 @@ def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores:
         OPTIONS,
         replace(machine, cores=cores),
     )
-    scan_on_ray(source, cohort, out, OPTIONS, machine, ClusterOptions(workers=workers, worker_cpus=cores))
+    for_workers = bound(source, out) if cores == 1 else source
+    options = ClusterOptions(workers=workers, worker_cpus=cores)
+    scan_on_ray(for_workers, cohort, out, OPTIONS, machine, options)
     return seconds_per_case(out)
 
 
