@@ -5,6 +5,8 @@ pools, channels last, all cores). One offset pass is timed and counts alpha² ti
 batches of 1, 8 and 32, and the best counts once for each cell of the dense map. Rounds alternate between all
 of them and each keeps its best. That the maps are equal is what tests/nets/test_dense.py checks.
 
+`--quick` takes half the width, α of 2 and 4, patches in batches of 1 and 8, and two rounds.
+
     python benchmarks/dense.py [--quick]
 """
 

@@ -2,7 +2,8 @@
 
 Both run in child processes, so that their peaks are separate. `--keep DIR` uses the slide in that
 folder, or stores the new one there. The ratios are peaks over their ceilings: 1.5 GB for making, and for
-scanning 2 GiB beyond what the process held when the scan began.
+scanning 2 GiB beyond what the process held when the scan began. `--quick` takes a slide of
+10,000 px a side, so it does not show that the memory suffices for a large one.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ over_target_*      Mpixel of tissue per second and core, divided by the target o
 over_target        the same at 0.5 µm/px, the default of generated slides
 memory_of_larger   peak memory for a large slide, divided by that for a small one
 large_*            seconds and peak memory for a slide of 100,000 × 100,000 px (only with `--large`)
+
+`--quick` measures 0.5 µm/px only, and smaller slides.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ is used as people use it: one handle with its own cache, `read_region` and then 
 `copied_of_raw` is the rate of raw decoding when each tile, also from memory, is copied into the
 requested box. The Python front ends of libjpeg-turbo write only to contiguous memory, so no reader of
 boxes that uses them can be faster.
+
+`--quick` reads a part of the boxes, in fewer rounds.
 """
 
 from __future__ import annotations

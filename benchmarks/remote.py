@@ -6,7 +6,7 @@
 The server is a separate process that waits 20 ms before each answer. Scans take turns; the first of each
 kind is not counted, and the ratio is that of the medians. A further scan gets no answer or an error for 5 %
 of its requests, and must write the same maps. The slide is a generated pyramid with JPEG tiles; the model is
-the dense net `tiny`.
+the dense net `tiny`. `--quick` takes a slide of a sixteenth of the area, and one round in place of three.
 
     python benchmarks/remote.py [--quick]
 """

@@ -10,6 +10,7 @@ maps, divided by their standard deviation) on fields that the calibration did no
     int8_…       rate of OpenVINO in int8 over that of torch in float32
 
 Quantising takes most of the time. `--prepare DIR` only quantises; `--models DIR` then uses these models.
+`--quick` measures the ResNet-18 only, in fewer rounds, and calibrates on 12 fields.
 
     python benchmarks/runtimes.py [--quick] [--only NAME] [--teacher FILE] [--prepare DIR | --models DIR]
 """

@@ -5,7 +5,8 @@
 OLD and NEW are commits or folders of checkouts. Both run the same commands on the same generated
 data: scans with every method, about 20 training steps of every method, and the commands with
 `--json`. Maps, tables, weights, scores and findings are compared byte for byte, and so are the exit
-statuses. Times, dates and hosts are left out. The exit status is 1 when anything differs.
+statuses. Times, dates and hosts are left out. The exit status is 1 when anything differs. `--quick` runs
+only ScanNet and the commands, on fewer and smaller slides.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ separately.
 `wrong path`, `wrong setting` and `wrong stride` are the times until a missing slide, an unknown setting and a
 stride that the net does not support are reported. They are printed in seconds and must be under 0.5.
 
+`--quick` runs each command once in place of nine times.
+
     python benchmarks/startup.py [--quick]
 """
 

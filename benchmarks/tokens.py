@@ -14,6 +14,8 @@ The input is a generated slide; encoder and head have seeded random weights, sin
     efficiency_vit        seconds of only the model on as many windows, with pixels in memory and all cores
                           busy, over those of the scan; half of the windows are measured
 
+`--quick` takes a slide of two fields, one for each of two cores, and one round in place of two.
+
     python benchmarks/tokens.py [--quick]
 """
 
