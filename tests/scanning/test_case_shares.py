@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lobule.cluster.worker import NO_SHARE, SHARE, CaseWorker, ScanJob
+from lobule.results import map_creation
 from lobule.results.folder import CaseFolder, begin_results
+from lobule.results.maps import MapInfo, MapReader, MapWriter
 from lobule.scanning import stores
 from lobule.scanning.case_shares import SCOUT, SHARES, Share, merge_shares
 from lobule.scanning.contract import Batch, Predictor
 from lobule.scanning.engine import options_to_dict
 from lobule.scanning.scan import scan
+from lobule.stitch import State
 from tests.scanning.support import (
     BUNDLE,
     EVERYWHERE,
@@ -135,3 +138,56 @@ def test_shares_that_were_lost_are_computed_with_the_whole_case(tmp_path: Path) 
     assert worker.scan(0, case).status == "complete" and not (folder / SHARES).exists()
     worker.stop()
     assert tree(tmp_path / "divided/cases") == tree(tmp_path / "whole/cases")
+
+
+INFO = MapInfo("map", "slide", ("a", "b"), 40, 64, (1.0, 1.0), None, (16, 32))
+
+
+def write_chunks(writer: MapWriter, chunks: list[tuple[int, int]]) -> None:
+    """Write chunks with a score in each cell; the last chunk of the map has no scores."""
+    for chunk in chunks:
+        rows, columns = writer.info.chunk_cells(chunk)
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        if chunk == writer.info.chunks[-1]:
+            writer.write_chunk(chunk, None, np.full(shape, State.GLASS, np.uint8))
+        else:
+            scores = np.full((2, *shape), 1 + writer.info.chunks.index(chunk), np.float32)
+            writer.write_chunk(chunk, scores, np.full(shape, State.SCORED, np.uint8))
+
+
+def test_shares_are_merged_into_a_divided_map_of_an_earlier_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CaseFolder(tmp_path / "case")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(map_creation, "INNER", 16)
+        write_chunks(MapWriter(folder.map_path("map"), INFO), INFO.chunks[:1])
+        write_chunks(MapWriter(tmp_path / "whole", INFO), INFO.chunks)
+    for number, chunks in enumerate((INFO.chunks[:3], INFO.chunks[3:])):
+        path = Share(number, 2).folder(folder).map_path("map")
+        write_chunks(MapWriter(path, INFO), chunks)
+        assert "sharding" not in (path / "score/zarr.json").read_text()
+    merge_shares(folder)
+    assert not (folder.path / SHARES).exists()
+    assert "sharding" in (folder.map_path("map") / "score/zarr.json").read_text()
+    assert tree(folder.map_path("map")) == tree(tmp_path / "whole")
+    scores, states = MapReader(folder.map_path("map")).read()
+    assert scores[0, ::16, ::32].tolist() == [[1, 2], [3, 4], [5, 0]]
+    assert states[::16, ::32].tolist() == [[State.SCORED] * 2] * 2 + [[State.SCORED, State.GLASS]]
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_a_share_that_cannot_be_copied_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    folder = CaseFolder(tmp_path / "case")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(map_creation, "INNER", 16)
+        write_chunks(MapWriter(folder.map_path("map"), INFO), INFO.chunks[:1])
+    before = tree(folder.map_path("map"))
+    path = Share(0, 1).folder(folder).map_path("map")
+    write_chunks(MapWriter(path, INFO if is_damaged else replace(INFO, rows=48)), INFO.chunks[1:2])
+    if is_damaged:
+        (path / "score/c/0/0/1").write_bytes(b"no scores")
+    merge_shares(folder)
+    assert not (folder.path / SHARES).exists() and tree(folder.map_path("map")) == before

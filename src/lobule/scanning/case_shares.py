@@ -3,10 +3,14 @@
 A share consists of complete chunks of a map or table, and is written into its own folder. The bytes of a
 chunk do not depend on the worker, so shares are merged by moving files. The scan of the case that follows
 computes what no share contains, such as chunks in which a field failed.
+
+Only a map that an earlier version of Lobule started may have chunks with other bytes. Into such a map, the
+scores and states are copied.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +19,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.errors import ResultsError
 from lobule.files import results_error
 from lobule.results.folder import CaseFolder
-from lobule.results.maps import MAKING, MapReader
+from lobule.results.map_files import GROUP
+from lobule.results.maps import MAKING, MapReader, MapWriter
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import MapSpec, Pass, Store
+
+log = logging.getLogger("lobule.scan")
 
 SHARES = "shares"
 """Folder of a case with a folder for each share that is not merged yet."""
@@ -69,7 +77,7 @@ def merge_shares(folder: CaseFolder) -> None:
     """Move the chunks of all shares into the maps and tables of the case. It can be repeated after a crash.
 
     Raises:
-        ResultsError: The files cannot be moved.
+        ResultsError: The files cannot be moved or copied.
     """
     shares = folder.path / SHARES
     try:
@@ -89,10 +97,35 @@ def _merge_store(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
         return
+    if _array_formats(source) != _array_formats(target):
+        _copy_chunks(source, target)
+        return
     for path in _chunk_files(source):
         destination = target / path.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)
         path.replace(destination)
+
+
+def _array_formats(store: Path) -> list[bytes | None]:
+    """Return the descriptions of the arrays of a map. They are missing in a table, which has one format."""
+    files = (store / name / GROUP for name in ("score", "state"))
+    return [file.read_bytes() if file.is_file() else None for file in files]
+
+
+def _copy_chunks(source: Path, target: Path) -> None:
+    """Copy the chunks of a map that are missing in another map of the same shape.
+
+    Earlier versions divided chunks into blocks that are not divided any more.
+    """
+    try:
+        reader = MapReader(source)
+        writer = MapWriter(target, reader.info)
+        for chunk in sorted(reader.written() - writer.written()):
+            scores, states = reader.read(*reader.info.chunk_cells(chunk))
+            has_scores = source.joinpath("score", "c", "0", *map(str, chunk)).exists()
+            writer.write_chunk(chunk, scores if has_scores else None, states)
+    except ResultsError as error:  # The scan of the case computes these chunks, or meets the same error.
+        log.warning("The share %s of a map cannot be copied, and is computed again: %s", source, error)
 
 
 def _chunk_files(store: Path) -> Iterator[Path]:
