@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
 from lobule.files import read_json, require_regular, write_atomic, write_json
-from lobule.results.arrow_arrays import arrow_numbers
+from lobule.results.arrow_arrays import arrow_array, arrow_numbers
 from lobule.results.checks import LARGEST_JSON, MOST_ROWS
 
 Columns = dict[str, NDArray[Any]]
@@ -149,6 +149,8 @@ def iterate_parquet(path: Path, problem: str, rows_at_once: int) -> Iterator[lis
 
 
 def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        return arrow_array(values.tolist(), pa.string())
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
         return pa.array(values)
     if values.ndim == 2:
