@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lobule.nets.copying import copy_sharing_tensors
+from lobule.nets.copying import copy_sharing_parameters
 from lobule.nets.fused import FusedConv
 from lobule.nets.inference import for_inference
 from lobule.nets.resnet import resnet
@@ -34,6 +34,20 @@ class Net(nn.Module):
         return out
 
 
+class Counting(nn.Module):
+    """Writes into a buffer, and cannot be traced."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x if x.sum() > 0 else -x
+
+
 def pointers(net: nn.Module) -> set[int]:
     return {tensor.data_ptr() for tensor in (*net.parameters(), *net.buffers())}
 
@@ -43,16 +57,32 @@ def state(net: nn.Module) -> dict[str, tuple[Tensor, tuple[int, ...], bool]]:
     return {name: (each.clone(), each.stride(), each.requires_grad) for name, each in tensors.items()}
 
 
-def test_a_copy_shares_tensors_and_leaves_the_original_as_it_is() -> None:
+def test_a_copy_shares_parameters_and_leaves_the_original_as_it_is() -> None:
     net = Net()
     before = state(net)
-    copied = copy_sharing_tensors(net)
-    assert pointers(copied) == pointers(net)
+    copied = copy_sharing_parameters(net)
+    assert {each.data_ptr() for each in copied.parameters()} == {each.data_ptr() for each in net.parameters()}
+    assert not {each.data_ptr() for each in copied.buffers()} & pointers(net)
     copied.requires_grad_(False).eval().to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert net.training
     for name, (value, stride, requires_grad) in state(net).items():
         assert value.equal(before[name][0])
         assert (stride, requires_grad) == before[name][1:]
+
+
+def test_a_network_that_writes_into_a_buffer_does_not_change_the_original() -> None:
+    net = Counting()
+    copied = copy_to_device(net, EngineSettings(device="cpu", precision="float32"))
+    copied(torch.ones(2))
+    copied(torch.ones(2))
+    assert isinstance(copied, Counting) and copied.calls.item() == 2 and net.calls.item() == 0
+
+
+def test_buffers_of_one_tensor_stay_one_tensor() -> None:
+    net = nn.ModuleList([Counting(), Counting()])
+    net[1].calls = net[0].calls
+    copied = copy_sharing_parameters(net)
+    assert isinstance(copied, nn.ModuleList) and copied[0].calls is copied[1].calls
 
 
 def test_a_network_for_inference_does_not_change_with_the_original() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lobule.nets.copying import copy_sharing_tensors, own_tensors
+from lobule.nets.copying import copy_sharing_parameters, unshare_tensors
 from lobule.nets.receptive import module_of, trace
 
 
@@ -22,7 +22,7 @@ def for_inference(net: nn.Module) -> fx.GraphModule:
 
 def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
     """A copy in evaluation mode whose batch norms are part of the convolutions before them."""
-    graph = trace(copy_sharing_tensors(net).eval())
+    graph = trace(copy_sharing_parameters(net).eval())
     for node in list(graph.graph.nodes):
         norm = module_of(graph, node)
         if type(norm) is not nn.BatchNorm2d:  # a subclass may do more than normalise
@@ -36,7 +36,7 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
             _skip(graph, node)
     graph.delete_all_unused_submodules()
     graph.recompile()
-    own_tensors(graph, net)  # Folded layers have new tensors already.
+    unshare_tensors(graph, net)  # Folded layers have new tensors already.
     return graph.eval()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lobule.errors import ConfigError
-from lobule.nets.copying import copy_sharing_tensors
+from lobule.nets.copying import copy_sharing_parameters
 from lobule.nets.fused import can_fuse, fuse
 from lobule.nets.shapes import activation_bytes
 from lobule.scanning.contract import OPENVINO, Batch, EngineSettings
@@ -97,11 +97,11 @@ def copy_to_device(
 ) -> nn.Module:
     """Return a copy of a module for inference, on the device and in the precision of the engine settings.
 
-    Weights that need no conversion are not copied: they must not be changed while the copy is used.
+    Parameters that need no conversion are not copied: they must not be changed while the copy is used.
     On a CPU, layers that can be traced are fused, or OpenVINO computes the module. Then only `forward` can be
     called, with one tensor. With `channels_last_input`, OpenVINO reads the channels of that tensor last.
     """
-    copied = copy_sharing_tensors(module).eval()
+    copied = copy_sharing_parameters(module).eval()
     for parameter in copied.parameters():  # A compiled module lacks the method `requires_grad_`.
         parameter.requires_grad_(False)
     if engine.runtime == OPENVINO:
