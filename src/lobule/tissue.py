@@ -311,14 +311,14 @@ def _with_pale_tissue(
     weight = (~_dilated(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
     planes = [weight, grey * weight, grey * grey * weight, stain * weight]
     with ThreadPoolExecutor(1, "tissue") as pool:
-        reach = pool.submit(_dilated, mask, mpp, config.pale_reach_um)
+        dilation_future = pool.submit(_dilated, mask, mpp, config.pale_reach_um)
         total, *sums = _smoothed(planes, mpp, config.pale_um / 2)
-        near = reach.result()
+        near_tissue = dilation_future.result()
     total = np.maximum(total, np.float32(1e-6))
     mean, mean_square, mean_stain = (np.divide(plane, total, dtype=np.float32) for plane in sums)
     spread = np.sqrt(np.maximum(0, mean_square - mean * mean))
     textured = (mean > config.pale_absorbance) & (spread > config.pale_texture)
-    stained = (mean_stain > config.lowest_threshold / 2) & near
+    stained = (mean_stain > config.lowest_threshold / 2) & near_tissue
     pale = (mask | textured | stained) & ~left_out
     # The statistics reach half their scale into the glass around pale tissue.
     pale = ~_dilated(~pale, mpp, config.pale_um / 2)
