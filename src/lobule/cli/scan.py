@@ -149,10 +149,10 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
 
 
 def show_preliminary_scores(case: str, scores: Mapping[str, float]) -> None:
-    """Print the scores of a case that is being refined. They often change little from here on."""
+    """Print the scores of the coarse map of a case that is being refined."""
     values = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     with suppress(OSError, ValueError):  # The scan goes on if nobody reads its messages any more.
-        click.echo(f"{case}: {values} in the coarse map, which is complete; refining", err=True)
+        click.echo(f"{case}: the coarse map is complete ({values}); refining it", err=True)
 
 
 def as_data(report: ScanReport) -> dict[str, Any]:

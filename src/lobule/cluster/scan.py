@@ -26,7 +26,7 @@ from lobule.results.work import read_work
 from lobule.scanning.case_results import write_result
 from lobule.scanning.cases import MAX_STARTED_CASES, Progress
 from lobule.scanning.contract import EngineSettings, ScanOptions
-from lobule.scanning.engine import options_to_dict
+from lobule.scanning.engine import options_to_dict, recorded_options
 from lobule.scanning.machine import Machine
 from lobule.scanning.run_record import RunRecord, run_metadata
 from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs
@@ -93,7 +93,7 @@ def scan_on_ray(
         wait_for_workers(root)
         settings = {
             "bundle": dict(source.bundle),
-            "options": options_to_dict(options),
+            **recorded_options(options),
             "cases": [case.id for case in cases],
             "lobule": __version__,
         }

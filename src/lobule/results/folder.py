@@ -341,6 +341,14 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
                 actual=", ".join(f"{name} {json.dumps(new_values.get(name))}" for name in names),
                 remedy="Use another results folder, or start over with --fresh",
             )
+    if before.get("refinement") != new_settings.get("refinement"):
+        raise ResultsError(
+            "another version of Lobule refined these results by another rule",
+            subject=root,
+            expected=f"rule {new_settings.get('refinement')}",
+            actual=f"rule {before.get('refinement', 1)}",
+            remedy="Use another results folder, finish the scan with that version, or start over with --fresh",
+        )
 
 
 SUMMARISED = ("status", "scores", "findings", "error", "notes")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lobule.errors import LobuleError
-from lobule.files import read_json, write_json
+from lobule.files import read_json, results_error, write_json
 from lobule.results import checks
 from lobule.results.folder import RESULT, CaseFolder
 
@@ -21,7 +21,11 @@ def write_preliminary_scores(folder: CaseFolder, scores: Mapping[str, float]) ->
 
 
 def remove_preliminary_scores(folder: CaseFolder) -> None:
-    (folder.path / PRELIMINARY).unlink(missing_ok=True)
+    path = folder.path / PRELIMINARY
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise results_error(error, path) from error
 
 
 def preliminary_scores(folder: CaseFolder) -> dict[str, float]:

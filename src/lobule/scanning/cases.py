@@ -74,7 +74,7 @@ written while the next ones are scanned."""
 
 @dataclass
 class Progress:
-    """The progress of a running scan, for a display. The scan never waits for the display."""
+    """The progress of a running scan, for a display. The scan waits only for `on_preliminary`."""
 
     cases: int = 0
     finished: dict[str, str] = field(default_factory=dict)
@@ -88,6 +88,12 @@ class Progress:
     on_preliminary: Callable[[str, Mapping[str, float]], None] = lambda case, scores: None
     """Called with a case and its preliminary scores, such as those of a coarse map."""
     began: float = field(default_factory=time.monotonic)
+
+    def tell_preliminary_scores(self, case: str, scores: Mapping[str, float]) -> None:
+        try:
+            self.on_preliminary(case, scores)
+        except Exception:  # A display that fails must not end the case.
+            log.debug("The preliminary scores of case %s could not be shown", case, exc_info=True)
 
 
 @dataclass(eq=False)
@@ -340,9 +346,9 @@ class CaseRunner:
             if self.retry_failed and failed_in(pass_, folder):
                 folder.clear_stores(pass_names)  # Later passes depend on the recomputed one.
             sink = open_sink(pass_, folder, self.retry_failed)
-            if pass_.preliminary:
+            if pass_.preliminary and sink.needed.any():
                 write_preliminary_scores(folder, pass_.preliminary)
-                self.progress.on_preliminary(opened.case.id, pass_.preliminary)
+                self.progress.tell_preliminary_scores(opened.case.id, pass_.preliminary)
             images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
             size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
             plan_reads(pass_, images, sink.needed)
@@ -363,6 +369,8 @@ class CaseRunner:
             write_json(folder.path / PLAN, plan)
             with self._opened(case) as opened:
                 return self._compute_share(order, opened, folder, share)
+        except DamagedResults:  # The scan of the whole case meets it, too, and begins the case again.
+            return False
         except (Stopped, ResultsError):
             raise
         except Exception:  # The scan of the whole case meets the same error, and records it.

@@ -44,6 +44,17 @@ MODEL_SHARE = 0.55
 """Share of the memory limit for activations."""
 
 
+REFINEMENT = 2
+"""The number of the rule by which `--refine` chooses cells and the size of their fields. It changes with the rule,
+so that all cases in a results folder are refined by the same one."""
+
+
+def recorded_options(options: ScanOptions) -> dict[str, Any]:
+    """Return what `scan.json` records of the options: a scan with other values may not continue the folder."""
+    refinement = {"refinement": REFINEMENT} if options.refine else {}
+    return {"options": options_to_dict(options), **refinement}
+
+
 def options_to_dict(options: ScanOptions) -> dict[str, Any]:
     """Return the options that influence results, as stored in `scan.json`."""
     values = asdict(options)

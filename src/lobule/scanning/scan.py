@@ -23,7 +23,7 @@ from lobule.scanning.cards import Cards
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.engine import choose_engine, options_to_dict
+from lobule.scanning.engine import choose_engine, options_to_dict, recorded_options
 from lobule.scanning.machine import Machine
 from lobule.scanning.pipeline import Counters
 from lobule.scanning.run_record import RunRecord, cases_digest, run_metadata
@@ -122,7 +122,7 @@ def scan(
         wait_for_workers(Path(out))
         settings = {
             "bundle": dict(bundle),
-            "options": options_to_dict(options),
+            **recorded_options(options),
             "cases": [case.id for case in cohort],
             "lobule": __version__,
         }

@@ -216,16 +216,18 @@ class DensePredictor:
         forest_score = self._forest_score(*forest_map[:2]) if uses_forest else None
         for fine_stride in finer:
             factor = stride // fine_stride
-            hot = worth_refining(coarse, config.refine_above) & coarse_cells
             grid = self._grid(lattice, fine_stride, case.engine)
+            refined = worth_refining(coarse, config.refine_above).repeat(factor, 0).repeat(factor, 1)
+            required = refined[: grid.rows, : grid.columns] & on_tissue(grid)
             if case.engine.precision != "int8":  # int8 models exist only for one size of fields.
-                grid = refining_grid(grid, coarse_grid, hot)
-            required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
+                grid = refining_grid(grid, required, factor)
+            # A score of 0 of cells without a score would read as "no tumour".
+            is_complete = bool((coarse.states()[coarse_cells] == State.SCORED).all() and coarse_cells.any())
             fine = yield from fill_map(
                 DenseMap(fine_stride), _map_name(fine_stride), grid, self.classes[1:],
                 required, ~on_tissue(grid), promise=promise_of(coarse.scores(), grid, factor),
                 go_on=lambda: case.seconds_left() > 0,
-                preliminary=self._slide_scores(config, analysed, forest_score),
+                preliminary=self._slide_scores(config, analysed, forest_score) if is_complete else None,
             )  # fmt: skip
             strides[fine_stride] = fine.counts()["scored"]
             analysed = analysed_map(coarse, fine)
@@ -263,6 +265,8 @@ class DensePredictor:
         }
         if self.calibration is not None:
             metadata["finding_threshold"] = config.threshold
+        if len(strides) > 1:
+            metadata["refine_above"] = config.refine_above
         if forest_score is not None:
             metadata |= {"slide_score": "forest", "highest": self._slide_scores(config, analysed, None)}
         return Result(

@@ -15,8 +15,8 @@ from lobule.methods.scannet.config import Config
 from lobule.results.maps import MapReader
 from lobule.stitch import State
 
-SMALLER_FIELDS = (1, 2, 4)
-"""The fields of a refinement may have these times fewer cells along a side than those of the coarse map."""
+FIELD_DIVISORS = (1, 2, 4)
+"""Factors by which the side of the fields of a refinement may be divided."""
 FEWEST_CELLS = 8
 """Smaller fields, in cells of the net's stride, would consist mostly of their overlap with others."""
 
@@ -28,11 +28,18 @@ def calibrated(config: Config, calibration: CellCalibration) -> Config:
     settings: by default, 9 times. The uncalibrated `refine_above` itself would be far too low, because scores
     of a net are extreme: .1 can become .0002, and a third of the cells of a slide score more than that.
     """
-    threshold = above = calibration.threshold
-    if config.refine_above < config.threshold:
-        margin = logit(config.threshold) - logit(config.refine_above)
-        above = float(expit(logit(threshold) - margin))
-    return replace(config, threshold=threshold, refine_above=above)
+    threshold = refine_above = calibration.threshold
+    if config.refine_above <= 0:  # All cells are refined.
+        refine_above = 0.0
+    elif config.refine_above < config.threshold:
+        margin = _log_odds(config.threshold) - _log_odds(config.refine_above)
+        refine_above = float(expit(_log_odds(threshold) - margin))
+    return replace(config, threshold=threshold, refine_above=refine_above)
+
+
+def _log_odds(score: float) -> float:
+    """The logarithm of the odds, which is finite also for scores of 0 and 1."""
+    return float(logit(np.clip(score, 1e-7, 1 - 1e-7)))
 
 
 def worth_refining(coarse: MapReader, above: float) -> Cells:
@@ -42,25 +49,20 @@ def worth_refining(coarse: MapReader, above: float) -> Cells:
     return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)
 
 
-def refining_grid(fine: MapGrid, coarse: MapGrid, hot: Cells) -> MapGrid:
+def refining_grid(fine: MapGrid, required: Cells, factor: int) -> MapGrid:
     """Return the fine grid with fields of the size that needs the fewest pixels.
 
-    Large fields overlap less, but scattered cells then make most of a slide be computed.
+    Large fields overlap less, but scattered cells would then need fields over most of the slide.
 
     Args:
         fine: The grid of the fine map, with the largest fields.
-        coarse: The grid of the coarse map.
-        hot: The coarse cells that are refined.
+        required: The fine cells that are computed.
+        factor: Fine cells along the side of a coarse cell, whose number in a field stays whole.
     """
-    factor = coarse.stride // fine.stride
     largest = fine.cells // factor
-
-    def pixels(cells: int) -> int:
-        grid = replace(coarse, cells=cells)
-        return len(grid.fields_over(hot)) * replace(fine, cells=cells * factor).field_side ** 2
-
-    choices = [largest // times for times in SMALLER_FIELDS if times == 1 or largest // times >= FEWEST_CELLS]
-    return replace(fine, cells=min(choices, key=pixels) * factor)
+    sides = [largest // divisor for divisor in FIELD_DIVISORS]
+    grids = [replace(fine, cells=side * factor) for side in sides if side == largest or side >= FEWEST_CELLS]
+    return min(grids, key=lambda grid: len(grid.fields_over(required)) * grid.field_side**2)
 
 
 def promise_of(coarse: NDArray[np.float32], grid: MapGrid, factor: int) -> NDArray[np.float32]:
