@@ -347,7 +347,7 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
             subject=root,
             expected=f"rule {new_settings.get('refinement')}",
             actual=f"rule {before.get('refinement', 1)}",
-            remedy="Use another results folder, finish the scan with that version, or start over with --fresh",
+            remedy="Use another results folder, continue with that version, or start over with --fresh",
         )
 
 

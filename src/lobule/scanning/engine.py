@@ -45,12 +45,12 @@ MODEL_SHARE = 0.55
 
 
 REFINEMENT = 2
-"""The number of the rule by which `--refine` chooses cells and the size of their fields. It changes with the rule,
-so that all cases in a results folder are refined by the same one."""
+"""The number of the rule by which `--refine` chooses cells and the size of their fields. It changes with the
+rule, so that all cases in a results folder are refined by the same one."""
 
 
 def recorded_options(options: ScanOptions) -> dict[str, Any]:
-    """Return what `scan.json` records of the options: a scan with other values may not continue the folder."""
+    """Return what `scan.json` records of the options. Only a scan with the same values continues it."""
     refinement = {"refinement": REFINEMENT} if options.refine else {}
     return {"options": options_to_dict(options), **refinement}
 
