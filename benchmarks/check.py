@@ -1,8 +1,9 @@
 """Copies that `lobule check` finds, false alarms, and its speed, on generated slides, images and exams.
 
-Each kind of case gets copies compressed again at JPEG 60, cropped by 10 %, rotated by 90°, rescaled by 2, and
-all of these together. A false alarm is a reported pair of cases that are not copies of each other.
-`--quick` takes 8 cases of each kind and four of these kinds of copies.
+Some cases of each kind are copied with seven transformations: compressed again at JPEG 60, cropped by 10 %,
+cut at a corner by 10 %, rotated by 90°, halved, doubled, and several of these together. A false alarm is a
+reported pair of cases that are not copies of each other. `--quick` checks 8 cases of each kind with four of
+the seven transformations.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ KINDS = {"slides": slides, "images": images, "exams": exams}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="8 cases of each kind and four kinds of copies, under 45 s"
+        "--quick", action="store_true", help="8 cases of each kind and four transformations, under 45 s"
     )
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind; repeatable")
     options = parser.parse_args()

@@ -19,6 +19,7 @@ wait for each other. The model is the dense net `tiny`. `--quick` scans fewer an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -45,8 +46,7 @@ from measure import report
 
 KEYS = ("two_workers", "ray_over_local", "case_ms")
 FIRST, WARM_UP, LAST = 2, 10, 4
-"""Cases of a first scan, which chooses the engine settings; all cases before counting begins, among them four
-of each worker, with which it starts; and cases at the end that are not counted."""
+"""The first scan has 2 cases. Counting begins after 10 cases, four per worker. The last 4 are not counted."""
 OPTIONS = ScanOptions(tissue=None)
 MACHINE = Machine(device="cpu", precision="float32", channels_last=True, batch=2, cells=32)
 
@@ -75,9 +75,14 @@ class BoundSource(BundleSource):
     """A folder with a file for each core that is taken."""
 
     def load(self) -> Predictor:
-        core = next(core for core in sorted(os.sched_getaffinity(0)) if self._take(core))
+        core = next((core for core in sorted(os.sched_getaffinity(0)) if self._take(core)), None)
+        if core is None:
+            raise RuntimeError(
+                "no core is left for this worker, because it replaces another one; the rate would be wrong"
+            )
         for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
-            os.sched_setaffinity(int(thread), {core})
+            with contextlib.suppress(ProcessLookupError):  # The thread may have ended since.
+                os.sched_setaffinity(int(thread), {core})
         return super().load()
 
     def _take(self, core: int) -> bool:

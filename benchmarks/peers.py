@@ -9,10 +9,10 @@ cell; it runs a block of the map, and its time is scaled to the number of cells.
 Timed is the inference call alone, after imports, with the slide in the page cache. Finding tissue and
 choosing the form of the model are in Lobule's time and not in the others'. Every peer runs in a
 separate environment, with no and with two DataLoader workers, of which the faster counts. The peers take
-turns, and the least time counts. Memory is the peak of the whole process tree, imports included. A single
-process counts with all its pages (Linux's RSS), one with workers with the pages that they share counted once
-(PSS). In PSS, other programs that use the same library lower the figure: one that had loaded the same torch
-made that of Lobule a fifth smaller, while the peers' environments are used by nobody else.
+turns, and the least time counts. Memory is the peak of the whole process tree, imports included. A sample of
+a tree with workers is the sum of Linux's PSS, in which pages that they share count once. While the tree is
+still one process, a sample is its RSS, that is all its pages. PSS is lower while other programs use the same
+libraries. Beside one with the same torch, Lobule's figure was a fifth lower.
 
 `lobule fp32` is torch in float32, `lobule` the default (runtime and precision by measurement), and `lobule
 int8` scans with a bundle that `lobule weights quantize` wrote beforehand; the seconds of writing it are
@@ -193,9 +193,9 @@ class Watch:
             self._peak = max(self._peak, sum(_bytes(one, len(family) > 1) for one in family))
 
 
-def _bytes(process: Any, has_family: bool) -> int:
-    """Its pages, with `has_family` shared ones in part: the kernel's own sum where it gives one."""
-    name = "Pss:" if has_family else "Rss:"
+def _bytes(process: Any, has_children: bool) -> int:
+    """Return a process's memory: PSS if it has child processes, otherwise RSS."""
+    name = "Pss:" if has_children else "Rss:"
     try:
         rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
         return 1024 * int(next(line.split()[1] for line in rollup.splitlines() if line.startswith(name)))

@@ -9,9 +9,9 @@ are the speed-ups over patch by patch. On all test slides, `rank` is the rank co
 forms, and `auc_change` the difference of their slide AUC.
 
 With `--quick` the student is not trained, which does not change the times, and `rank` and `auc_change` are
-left out. Two cores are used. In each form, a region of one cell and one of two fields, a field for each core,
-are scanned. The time of the full mode's slide follows from what a further patch takes on a core, and from the
-number of patches that each core computes there.
+left out. Two cores are used. In each form, a region of one cell and a region of two complete fields, one for
+each core, are scanned. The time of the full mode's slide follows from what a further patch takes on a core,
+and from the number of patches that each core computes there.
 
     LOBULE_REFERENCE=… python benchmarks/reverse_distillation.py [--quick] [--work DIR]
 
@@ -68,10 +68,13 @@ FULL_PATCHES = {"exact": 1948, "shared": 383}
 """Patches of this slide that the busier of two cores computes in each form. In the shared form, the slide has
 four fields of 283, 157, 180 and 100 patches."""
 QUICK_CORES = 2
-QUICK_SIDE = 2560
-QUICK_REGIONS = {"exact": (8, Box(640, 896, 1024, 512)), "shared": (16, Box(256, 768, 2048, 1024))}
-"""The cells along a side of a field, and a region of two such fields, all tissue. The fields of the full mode
+QUICK_SIDE = 3584
+QUICK_REGIONS = {"exact": (8, Box(1024, 1024, 1024, 512)), "shared": (16, Box(1024, 1024, 2048, 1024))}
+"""The cells along a side of a field, and a region of two complete fields, all tissue. Fields begin at the
+slide's corner, so the edges of a region are at multiples of the field's side. The fields of the full mode
 have as many cells in the exact form, and 48 in the shared form."""
+QUICK_FIELDS = 2
+"""Fields of each of these regions."""
 
 
 def settings() -> dict[str, Any]:
@@ -114,16 +117,16 @@ def slide_in(folder: Path, side: int, tissue: float = 0.6) -> Path:
 
 
 def patch_by_patch(
-    predictor: AnomalyPredictor, path: str, every: int, most: int | None = None
+    predictor: AnomalyPredictor, path: str, every: int, limit: int | None = None
 ) -> NDArray[np.float64]:
-    """Scores of (at most some) tissue cells of some rows of the map, with one forward pass per patch."""
+    """Scores of the tissue cells of every `every`-th row, at most `limit` cells."""
     net, config, scores = predictor.net, predictor.config, []
     with open_slide(path) as slide, torch.inference_mode():
         lattice = slide.lattice(mpp=config.mpp)
         tissue = tissue_of(slide, TissueConfig())
         grid = MapGrid(lattice, STRIDE, PATCH)
         cells = np.argwhere(cells_by_centre(grid, tissue.mask, tissue.l0_step))
-        for box in grid.field_boxes(cells[cells[:, 0] % every == 0][:most]).tolist():
+        for box in grid.field_boxes(cells[cells[:, 0] % every == 0][:limit]).tolist():
             pixels = slide.read_lattice(lattice, Box(*box))
             distances = net(predictor.model.images_of(torch.from_numpy(pixels[None])))
             scores.append(float(smooth(summed(distances, (PATCH, PATCH))).mean()))
@@ -175,14 +178,21 @@ def quick_ratios(folder: Path) -> dict[str, float]:
     print(f"{sampled} cells patch by patch, {one_by_one:.3f} s each")
     ratios = {}
     for form in QUICK_REGIONS:
-        few, many = scans_of_regions(predictor, path, folder / form, form)
-        per_patch = (many.seconds - few.seconds) / (many.patches - few.patches)
-        seconds = many.seconds + (FULL_PATCHES[form] - many.patches) * per_patch
+        one_cell_scan, region_scan = scans_of_regions(predictor, path, folder / form, form)
+        further_patches = region_scan.patches - one_cell_scan.patches
+        per_patch = (region_scan.seconds - one_cell_scan.seconds) / further_patches
+        seconds = region_scan.seconds + (FULL_PATCHES[form] - region_scan.patches) * per_patch
         ratios[form] = FULL_CELLS * one_by_one / seconds
-        print(f"{form}: {many.patches} patches of a core in {many.seconds:.1f} s, of which {few.patches} and")
-        print(f"  everything else {few.seconds:.1f} s; the slide of the full mode would take {seconds:.0f} s")
+        computed = f"{region_scan.patches} patches on the busier core in {region_scan.seconds:.1f} s"
+        fixed = f"{counted(one_cell_scan.patches)} and the fixed costs take {one_cell_scan.seconds:.1f} s"
+        print(f"{form}: {computed}; {fixed}")
+        print(f"  the slide of the full mode would take {seconds:.0f} s")
     print("left out: the training, rank and auc_change")
     return ratios
+
+
+def counted(patches: int) -> str:
+    return "one patch" if patches == 1 else f"{patches} patches"
 
 
 class RegionScan(NamedTuple):
@@ -216,18 +226,22 @@ def scans_of_regions(
     for region in (one_cell, one_cell, box):
         patches: Counter[int] = Counter()
 
-        def counted(pixels: torch.Tensor) -> torch.Tensor:
+        def counting(pixels: torch.Tensor) -> torch.Tensor:
             patches[threading.get_ident()] += len(pixels)  # noqa: B023
             return images_of(pixels)
 
         number = str(len(cases))
         cases.append(Case(number, number, "region", str(path), mpp=MPP, l0_box=region))
-        predictor.model.images_of = counted  # type: ignore[method-assign]
+        predictor.model.images_of = counting  # type: ignore[method-assign]
         began = time.perf_counter()
         report = scan(predictor, identity, Cohort(tuple(cases)), out, options, machine)
         scans.append(RegionScan(max(patches.values()), time.perf_counter() - began))
         if report.failed:
             raise RuntimeError(f"the scan failed: {report.failed}")
+        if region == box and report.counters.fields_done != QUICK_FIELDS:
+            raise RuntimeError(
+                f"the region has {report.counters.fields_done} fields in place of {QUICK_FIELDS}"
+            )
     predictor.model.images_of = images_of  # type: ignore[method-assign]
     return scans[1], scans[2]
 

@@ -163,7 +163,11 @@ def in_threads(number: int, work: Callable[[], None]) -> None:
 
 
 def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
-    """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
+    """Measure one kind of scan.
+
+    In the full mode, each kind has its own child process, so that its peak memory is its own. With `--quick`,
+    both kinds share one process, and the higher peak is that of the dense scan, which is the first one.
+    """
     from lobule.bundles import read_bundle
     from lobule.cohort import Case, Cohort
     from lobule.methods import load
@@ -218,6 +222,11 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
             in_memory, batches = sample_batches(pass_, images, size)
             distinct = tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
+        if small is not None and engine.device == "cpu" and batches <= FEW_BATCHES:
+            raise RuntimeError(
+                f"the {kind} scan has {batches} batches, and --quick needs more than {FEW_BATCHES}; "
+                "leave out --quick or use fewer cores"
+            )
         computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory)
         models.append(time_spent_by(partial(computing, batches)))
         if small is not None:
@@ -378,9 +387,9 @@ def main() -> None:
         return
     if options.one:
         keep_freed_memory()  # as the command line does at its start
-        names, form, *paths = options.one
+        kinds_of_process, form, *paths = options.one
         slide_path, bundle_folder, out = (Path(path) for path in paths)
-        for kind in names.split(","):
+        for kind in kinds_of_process.split(","):
             print(json.dumps(one(kind, form, slide_path, bundle_folder, out, plan)))
         return
     forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
@@ -397,12 +406,12 @@ def main() -> None:
         # the dense scan, which needs more memory, is the first one.
         processes = [",".join(sorted(kinds))] if options.quick else kinds
         results, ratios = [], {}
-        for names in processes:
+        for kinds_of_process in processes:
             for form in forms:
-                lines = child(*quick, "--one", names, form, slide, bundles, folder).splitlines()
+                lines = child(*quick, "--one", kinds_of_process, form, slide, bundles, folder).splitlines()
                 print("\n".join(line for line in lines if not line.startswith("{")), flush=True)
                 of_process = [json.loads(line) for line in lines if line.startswith("{")]
-                for kind, result in zip(names.split(","), of_process, strict=True):
+                for kind, result in zip(kinds_of_process.split(","), of_process, strict=True):
                     name = f"efficiency_{kind}" if form == "torch" else f"efficiency_{kind}_{form}"
                     ratios[name] = result["efficiency"]
                 results += of_process
