@@ -1,12 +1,14 @@
 """When a refined scan has its answer: its slide score over time, against a full scan at the fine stride.
 
-Each slide is scanned twice: completely at the stride `refine_stride` of the bundle, and with `--refine`,
-which first computes a coarse map of all tissue and then refines promising cells, the most promising first.
-The times at which fields arrive are recorded; afterwards the slide score is recomputed from the fields that
-had arrived by each time. The answer is there from the first time on from which the score stays within .01 of
-that of the full scan. The table lists, for each slide, the seconds until the coarse map is complete and until
-the answer is there, and both as shares of the seconds of the full scan. Opening the slide and finding its
-tissue count; loading the model does not.
+Each slide is scanned completely at the stride `refine_stride` of the bundle, and with `--refine`, which first
+computes a coarse map of all tissue and then refines promising cells, the most promising first. A scan with
+`--refine` that is not measured precedes both, so that both find the slide and the networks in memory. The
+times at which fields arrive are recorded; afterwards the slide score is recomputed from the fields that had
+arrived by each time. The answer is there from the first time on from which the score stays within .01 of that
+of the full scan. The table lists, for each slide, the seconds until the coarse map is complete and until the
+answer is there, and both as shares of the seconds of the full scan. All seconds count from the opening of the
+slide, those of a whole scan to its written result. Finding the tissue counts; hashing the slide and loading
+the model do not.
 
     python experiments/early_answers.py OUT [BUNDLE COHORT ...] [--phantoms BUNDLE] [--kit DIR]
 
@@ -65,9 +67,11 @@ PHANTOMS = {
 
 @dataclass
 class Arrivals:
-    """When a scan began, and when each field of its maps arrived."""
+    """When a scan began, when it ended, and when each field of its maps arrived."""
 
     began: float = 0.0
+    ended: float = 0.0
+    """Seconds from the beginning to the written result."""
     fields: list[tuple[float, Path, tuple[int, int]]] = field(default_factory=list)
     """Seconds since the beginning, the folder of the map, and the first cell of the field."""
 
@@ -80,7 +84,9 @@ def recorded() -> Iterator[Arrivals]:
 
     def timed_scan(self: CaseRunner, *arguments: Any) -> str:
         arrivals.began = time.perf_counter()
-        return scan_images(self, *arguments)
+        status = scan_images(self, *arguments)
+        arrivals.ended = time.perf_counter() - arrivals.began
+        return status
 
     def timed_delivery(self: MapSink, row: int, outputs: Any) -> None:
         deliver(self, row, outputs)
@@ -153,15 +159,17 @@ def measure(bundle: Path, case: Case, out: Path, settings: dict[str, Any]) -> An
     assert isinstance(predictor, DensePredictor)
     config = predictor.config
     seconds, folders, histories = {}, {}, Arrivals()
-    for name, options in (("full", {"stride": config.refine_stride}), ("refined", {"refine": True})):
+    full: dict[str, Any] = {"stride": config.refine_stride}
+    refined: dict[str, Any] = {"refine": True}
+    for name, options in (("not measured", refined), ("full", full), ("refined", refined)):
         with recorded() as arrivals:
             lobule.scan(
                 bundle, Cohort((case,)), out / name, settings=settings, fresh=True, runtime="torch", **options
             )
         folders[name] = open_results(out / name).case_folder(case.id)
-        seconds[name] = json.loads((folders[name].path / "run.json").read_text())["seconds"]
+        seconds[name] = arrivals.ended
         histories = arrivals
-    scores = {name: slide_score_of(folder) for name, folder in folders.items()}
+    scores = {name: slide_score_of(folders[name]) for name in ("full", "refined")}
     maps = sorted(folders["refined"].maps.values(), key=lambda reader: -reader.info.l0_stride[0])
     coarse, fine = maps[0], maps[-1]
     history = scores_over_time(histories, coarse, fine, config.mean_cells)
