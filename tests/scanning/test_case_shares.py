@@ -140,6 +140,21 @@ def test_shares_that_were_lost_are_computed_with_the_whole_case(tmp_path: Path) 
     assert tree(tmp_path / "divided/cases") == tree(tmp_path / "whole/cases")
 
 
+def test_a_share_leaves_a_damaged_map_to_the_scan_of_the_whole_case(tmp_path: Path) -> None:
+    cohort = cohort_of(write_slide(tmp_path / "giant.tif", pixels_of(700, 500)))
+    (case,) = cohort
+    (worker,) = workers_of(MeanPredictor, cohort, tmp_path / "r", 1)
+    folder = tmp_path / "r/cases/giant"
+    assert worker.scan(0, case).status == "complete"
+    whole = tree(folder)
+    (folder / "result.json").unlink()
+    (folder / "maps/mean/score/zarr.json").write_text("{}")
+    assert worker.scan(0, case, Share(0, 2)).status == NO_SHARE
+    assert worker.scan(0, case).status == "complete"
+    worker.stop()
+    assert tree(folder) == whole
+
+
 INFO = MapInfo("map", "slide", ("a", "b"), 40, 64, (1.0, 1.0), None, (16, 32))
 
 
