@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 
 from measure import Times, arguments, machine, peak_bytes, report
 from plain_loop import run_plain_loop, tiles_inside
-from scan import TimeSpent, compute_all, in_threads, opened, read_all, sample_batches, time_spent_by
+from scan_parts import TimeSpent, compute_all, in_threads, opened, read_all, sample_batches, time_spent_by
 
 TILE, MPP = 224, 0.5
 

@@ -26,31 +26,26 @@ the purpose, and taken off. The worse of the two scans counts.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lobule.allocator import keep_freed_memory
 from lobule.geometry import Box
 from measure import report
+from scan_parts import compute_all, least, opened, read_all, sample_batches, time_spent_by
 from scan_subjects import make_bundle, paint, quantised
 
 KINDS = ("tiles", "dense")
 FORMS = {"torch": ("torch", "float32"), "openvino": ("openvino", "float32"), "int8": ("openvino", "int8")}
 """The runtime and precision of each scan, by the name of the option `--form`."""
-BATCHES_IN_MEMORY = 16
 FEW_BATCHES = 4
 """Batches that the model computes in addition with `--quick`; their seconds are subtracted."""
 MIB = 1 << 20
@@ -81,14 +76,6 @@ FULL_FIELDS = {"tiles": 936, "dense": 115}
 
 
 @dataclass(frozen=True)
-class TimeSpent:
-    """Seconds that something took."""
-
-    wall: float
-    cpu: float
-
-
-@dataclass(frozen=True)
 class Scanned:
     """What one scan took, from opening its case to the written result."""
 
@@ -100,66 +87,6 @@ class Scanned:
     model: float
     """Seconds in the model, summed over replicas."""
     tiles_decoded: int
-
-
-def time_spent_by(work: Callable[[], object]) -> TimeSpent:
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return TimeSpent(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def least(some: list[TimeSpent]) -> TimeSpent:
-    return TimeSpent(min(one.wall for one in some), min(one.cpu for one in some))
-
-
-# -- the parts alone -----------------------------------------------------------------------------------------
-
-
-def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
-    """Every batch of a pass through the scanner's own loader, on as many threads, and away with it."""
-    from lobule.scanning.loader import batches_of, load_batch
-
-    jobs = deque(batches_of(pass_.fields, size))
-
-    def work() -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                load_batch(pass_, images, jobs.popleft(), size)
-
-    in_threads(readers, work)
-
-
-def compute_all(model: Any, engine: Any, key: Any, in_memory: Sequence[Any], batches: int) -> None:
-    """The model on as many batches, in the replicas and threads of the pipeline, pixels in memory."""
-    import torch
-
-    from lobule.scanning.cards import to_device
-
-    numbers = count()
-    on_gpu = engine.device.startswith("cuda")
-
-    def replica() -> None:
-        torch.set_num_threads(engine.replica_threads)
-        stream = torch.cuda.stream(torch.cuda.Stream(engine.device)) if on_gpu else contextlib.nullcontext()
-        with torch.inference_mode(), stream:
-            while (number := next(numbers)) < batches:
-                batch = in_memory[number % len(in_memory)]
-                outputs = model.forward(key, to_device(batch, engine.device))
-                for tensor in outputs.values():
-                    tensor.float().cpu().numpy()
-
-    in_threads(engine.replicas, replica)
-
-
-def in_threads(number: int, work: Callable[[], None]) -> None:
-    threads = [threading.Thread(target=work) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-# -- one scan ------------------------------------------------------------------------------------------------
 
 
 def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
@@ -304,36 +231,6 @@ def noting_engine(model: Any) -> list[Any]:
 
     model.move_to_device = noting
     return engines
-
-
-@contextlib.contextmanager
-def opened(
-    predictor: Any, case: Any, engine: Any, options: Any, machine: Any
-) -> Iterator[tuple[Any, Any, int]]:
-    """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
-    from lobule.scanning.cases import MAX_OPEN_CASES
-    from lobule.scanning.open_case import OpenedCase
-
-    open_case = OpenedCase(case, predictor.images(case, options), options, engine)
-    try:
-        for image in open_case.images.values():
-            image.use_cache(int(machine.max_ram * 0.2) // MAX_OPEN_CASES)  # type: ignore[attr-defined]
-        pass_ = next(predictor.steps(open_case))
-        yield open_case.images, pass_, open_case.images["slide"].tiles_decoded  # type: ignore[attr-defined]
-    finally:
-        open_case.close()
-
-
-def sample_batches(pass_: Any, images: Any, size: int) -> tuple[list[Any], int]:
-    """Up to `BATCHES_IN_MEMORY` batches spread over a pass, and the number of all its batches.
-
-    A single batch would stay in the caches of the processor, unlike those of a scan.
-    """
-    from lobule.scanning.loader import batches_of, load_batch
-
-    batches = batches_of(pass_.fields, size)
-    chosen = batches[:: -(-len(batches) // BATCHES_IN_MEMORY)]
-    return [load_batch(pass_, images, rows, size) for rows in chosen], len(batches)
 
 
 def tiles_under(slide: Any, pass_: Any) -> int:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from features import paint_slide
 from measure import arguments, machine, report
-from scan import in_threads, time_spent_by
+from scan_parts import in_threads, time_spent_by
 
 MPP = 0.5
 ENCODER = "kaiko-vits16"

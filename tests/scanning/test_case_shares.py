@@ -146,13 +146,13 @@ def test_a_share_leaves_a_damaged_map_to_the_scan_of_the_whole_case(tmp_path: Pa
     (worker,) = workers_of(MeanPredictor, cohort, tmp_path / "r", 1)
     folder = tmp_path / "r/cases/giant"
     assert worker.scan(0, case).status == "complete"
-    whole = tree(folder)
+    undamaged_files = tree(folder)
     (folder / "result.json").unlink()
     (folder / "maps/mean/score/zarr.json").write_text("{}")
     assert worker.scan(0, case, Share(0, 2)).status == NO_SHARE
     assert worker.scan(0, case).status == "complete"
     worker.stop()
-    assert tree(folder) == whole
+    assert tree(folder) == undamaged_files
 
 
 INFO = MapInfo("map", "slide", ("a", "b"), 40, 64, (1.0, 1.0), None, (16, 32))

@@ -151,7 +151,7 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
 def show_preliminary_scores(case: str, scores: Mapping[str, float]) -> None:
     """Print the scores of the coarse map of a case that is being refined."""
     values = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    with suppress(OSError, ValueError):  # The scan goes on if nobody reads its messages any more.
+    with suppress(OSError, ValueError):  # A closed terminal must not end the scan.
         click.echo(f"{case}: the coarse map is complete ({values}); refining it", err=True)
 
 

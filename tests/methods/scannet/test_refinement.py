@@ -1,4 +1,4 @@
-"""Refinement: which cells are computed again, in fields of which size, and what is known before they are."""
+"""Refinement: the cells that are computed again, the size of their fields, and the preliminary scores."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ def test_the_score_of_the_coarse_map_is_known_while_it_is_refined(
     bundle = write_tiny_bundle(tmp_path / "bundle", mpp=0.5)
     slide = write_slide(tmp_path / "one.tif", pixels_of(420, 300))
     folder = CaseFolder(tmp_path / "r" / "cases" / "one")
-    seen: list[tuple[str, Mapping[str, float], dict[str, float], str]] = []
+    announcements: list[tuple[str, Mapping[str, float], dict[str, float], str]] = []
 
     def on_preliminary(case: str, scores: Mapping[str, float]) -> None:
-        seen.append((case, scores, preliminary_scores(folder), describe(tmp_path / "r")[1]))
+        announcements.append((case, scores, preliminary_scores(folder), describe(tmp_path / "r")[1]))
         show_preliminary_scores(case, scores)
 
     scan(
         load(read_bundle(bundle)), METADATA, cohort_of(slide), tmp_path / "r",
         ScanOptions(tissue=None, refine=True), MACHINE, progress=Progress(on_preliminary=on_preliminary),
     )  # fmt: skip
-    ((case, scores, on_disk, description),) = seen
+    ((case, scores, on_disk, description),) = announcements
     coarse = float(open_results(tmp_path / "r").case_folder("one").maps["map-s32"].scores().max())
     assert case == "one" and scores == {"tumour": coarse} == on_disk
     assert f"preliminary tumour {coarse:.3f}" in description
@@ -112,12 +112,12 @@ def test_the_score_of_the_coarse_map_is_known_while_it_is_refined(
 
 
 class Refining:
-    """Scans of one slide with `--refine`, and the preliminary scores that were told."""
+    """Scans of one slide with `--refine`, and the preliminary scores that it announces."""
 
     def __init__(self, folder: Path, pixels: np.ndarray) -> None:
         self.bundle = write_tiny_bundle(folder / "bundle", mpp=0.5)
         self.slide, self.out = write_slide(folder / "one.tif", pixels), folder / "r"
-        self.told: list[Mapping[str, float]] = []
+        self.announced_scores: list[Mapping[str, float]] = []
 
     def scan(
         self,
@@ -136,7 +136,9 @@ class Refining:
                 return {name: values * factor for name, values in forward(key, batch).items()}
 
             predictor.model.forward = broken  # type: ignore[method-assign]
-        progress = Progress(on_preliminary=tell or (lambda case, scores: self.told.append(scores)))
+        progress = Progress(
+            on_preliminary=tell or (lambda case, scores: self.announced_scores.append(scores))
+        )
         return scan(
             predictor, METADATA, cohort_of(self.slide), self.out, ScanOptions(**options), machine,
             progress=progress,
@@ -146,19 +148,19 @@ class Refining:
 def test_a_slide_without_tissue_has_no_preliminary_score(tmp_path: Path) -> None:
     refining = Refining(tmp_path, np.full((600, 600, 3), 245, np.uint8))
     assert refining.scan(refine=True).counts == {"unscored": 1}
-    assert refining.told == []
+    assert refining.announced_scores == []
 
 
 def test_a_coarse_map_with_failed_fields_has_no_preliminary_score(tmp_path: Path) -> None:
     refining = Refining(tmp_path, pixels_of(420, 300))
     assert refining.scan(refine=True, tissue=None, break_coarse_map=True).counts == {"failed": 1}
-    assert refining.told == []
+    assert refining.announced_scores == []
 
 
 def test_nothing_is_told_if_no_cell_is_refined(tmp_path: Path) -> None:
     refining = Refining(tmp_path, pixels_of(420, 300))
     report = refining.scan(refine=True, tissue=None, settings={"refine_above": 2.0})
-    assert report.counts == {"complete": 1} and refining.told == []
+    assert report.counts == {"complete": 1} and refining.announced_scores == []
 
 
 def test_a_display_that_fails_does_not_end_the_case(tmp_path: Path) -> None:
