@@ -269,8 +269,8 @@ def exam_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
     from lobule.methods.four_view import Config, save
     from lobule.methods.four_view.model import build
     from lobule.phantoms.exams import write_exams
-    from lobule.scanning.cases import Progress
     from lobule.scanning.device import available_cores, replicas_for
+    from lobule.scanning.progress import Progress
     from lobule.settings import parse
 
     manifest = write_exams(folder / "exam", exams=1, size=plan.exam, seed=1)

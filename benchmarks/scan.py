@@ -11,10 +11,12 @@ runs alone on as many batches of pixels in memory, in the same replicas.
 
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
 measurement of precisions before the first case does not. Seconds that a hypervisor took from the cores for
-other machines during the case are not counted, since CPU seconds do not contain them either. Each figure is
-the least of the rounds. With `--quick`, a small and a larger region of a smaller slide are scanned, and the
-efficiency of a full scan is extrapolated from what the further fields of the larger region take. Both kinds
-of scan run in one process, and only torch is measured.
+other machines during the case are not counted, since CPU seconds do not contain them either. The efficiency
+is the median over the rounds, each of which measures the scan and its parts one after the other. (The least
+of each would favour the parts: they are shorter than the scan, so one of them meets a fast moment more
+often.) With `--quick`, a small and a larger region of a smaller slide are scanned, and the efficiency of a
+full scan is extrapolated from what the further fields of the larger region take. Both kinds of scan run in
+one process, and only torch is measured.
 
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
@@ -32,15 +34,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lobule.allocator import keep_freed_memory
 from lobule.geometry import Box
 from measure import report
-from scan_parts import compute_all, least, opened, read_all, sample_batches, time_spent_by
+from scan_parts import TimeSpent, compute_all, opened, read_all, sample_batches, time_spent_by
 from scan_subjects import make_bundle, paint, quantised
 
 KINDS = ("tiles", "dense")
@@ -65,13 +69,13 @@ class Plan:
     cores."""
 
 
-FULL = Plan(20_480, 0.7, {"tiles": 3, "dense": 3}, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
+FULL = Plan(20_480, 0.7, {"tiles": 3, "dense": 5}, {"tiles": Box(2_688, 4_704, 11_648, 8_064), "dense": None})
 QUICK = Plan(
     6_144, 0.6, {"tiles": 2, "dense": 2},
     {"tiles": Box(1_344, 2_240, 3_584, 1_568), "dense": None},
     {"tiles": Box(2_240, 2_240, 896, 896), "dense": Box(2_240, 2_688, 2_688, 896)},
 )  # fmt: skip
-FULL_FIELDS = {"tiles": 936, "dense": 115}
+FULL_FIELDS = {"tiles": 1_872, "dense": 115}
 """Fields of the full scans, to which `--quick` extrapolates."""
 
 
@@ -87,6 +91,19 @@ class Scanned:
     model: float
     """Seconds in the model, summed over replicas."""
     tiles_decoded: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """A scan and its parts alone, measured one after the other."""
+
+    scan: Scanned
+    start_wall: float
+    """Seconds to open the case and find its tissue."""
+    read: TimeSpent
+    model: TimeSpent
+    few_batches: TimeSpent | None
+    """`FEW_BATCHES` by the model, with `--quick`."""
 
 
 def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
@@ -131,62 +148,75 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
     before = memory("VmRSS")
-    scans, starts, reads, models, few_models = [], [], [], [], []
-    after, sizes, distinct = 0, (0, 0, 0), 0
+    rounds: list[Round] = []
+    after, batches, size, distinct = 0, 0, 0, 0
     small = None
     for turn in range(plan.rounds[kind]):
-        scans.append(scanned(str(turn), box))
+        whole = scanned(str(turn), box)
         after = after or memory("VmHWM")
         engine = engines[-1]
         if turn == 0 and kind in plan.small_boxes:
             small = scanned("small", plan.small_boxes[kind])
         began = time.perf_counter()
         with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
-            starts.append(time.perf_counter() - began)
+            start_wall = time.perf_counter() - began
             size = pass_.batch or engine.batch
             readers = machine.readers or available_cores()
-            reads.append(time_spent_by(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
+            read = time_spent_by(lambda: read_all(pass_, images, size, readers))  # noqa: B023
             in_memory, batches = sample_batches(pass_, images, size)
             distinct = tiles_under(images["slide"], pass_)
-            sizes = (len(pass_.fields), batches, size)
         if small is not None and engine.device == "cpu" and batches <= FEW_BATCHES:
             raise RuntimeError(
                 f"the {kind} scan has {batches} batches, and --quick needs more than {FEW_BATCHES}; "
                 "leave out --quick or use fewer cores"
             )
         computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory)
-        models.append(time_spent_by(partial(computing, batches)))
-        if small is not None:
-            few_models.append(time_spent_by(partial(computing, FEW_BATCHES)))
-    best = min(scans, key=lambda one: one.capacity)
-    read, model, decoded = least(reads), least(models), scans[-1].tiles_decoded - for_tissue
-    if engine.device != "cpu":
-        efficiency = max(read.wall, model.wall) / best.wall
-    elif small is None:
-        efficiency = (read.cpu + model.cpu) / best.capacity
-    else:
+        model = time_spent_by(partial(computing, batches))
+        few_batches = None if small is None else time_spent_by(partial(computing, FEW_BATCHES))
+        rounds.append(Round(whole, start_wall, read, model, few_batches))
+
+    def efficiency_of(of_round: Round) -> float:
+        whole, read, model = of_round.scan, of_round.read, of_round.model
+        if engine.device != "cpu":
+            return max(read.wall, model.wall) / whole.wall
+        if small is None or of_round.few_batches is None:
+            return (read.cpu + model.cpu) / whole.capacity
         # New threads use their memory for the first time, which counts little in the full mode.
-        further_cpu = (model.cpu - least(few_models).cpu) / (sizes[1] - FEW_BATCHES) / sizes[2]
-        efficiency = extrapolated(small, best, read.cpu / best.fields + further_cpu, FULL_FIELDS[kind])
-    both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
-    print(
-        f"{kind}, {form}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas"
-    )
+        further_cpu = (model.cpu - of_round.few_batches.cpu) / (batches - FEW_BATCHES) / size
+        return extrapolated(small, whole, read.cpu / whole.fields + further_cpu, FULL_FIELDS[kind])
+
+    efficiencies = [efficiency_of(of_round) for of_round in rounds]
+    decoded = rounds[-1].scan.tiles_decoded - for_tissue
+    fields = rounds[-1].scan.fields
+    wall = median(of_round.scan.wall for of_round in rounds)
+    model_wall = median(of_round.model.wall for of_round in rounds)
+
+    def middle(ratio: Callable[[Round], float]) -> float:
+        return median(ratio(of_round) for of_round in rounds)
+
+    both = [of_round.read.cpu + of_round.model.cpu for of_round in rounds]
+    print(f"{kind}, {form}: {fields} fields in {batches} batches of {size}, {engine.replicas} replicas")
     print(f"  {engine.runtime} {engine.precision} on {engine.device}")
-    rates = f"{sizes[0] / model.wall:.3g} fields/s, the scan {sizes[0] / best.wall:.3g}"
-    print(f"  the model alone computes {rates}, so {model.wall / best.wall:.2f} of it")
+    print(f"  efficiency of each round: {', '.join(f'{value:.3f}' for value in efficiencies)}")
+    print("  the medians of the rounds:")
+    rates = f"{fields / model_wall:.3g} fields/s, the scan {fields / wall:.3g}"
+    print(f"  the model alone computes {rates}, so {model_wall / wall:.2f} of it")
+    busy = middle(lambda of_round: of_round.model.cpu / (cores * of_round.model.wall))
     print(f"  the model alone kept the cores {busy:.0%} busy")
-    print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
-    print(f"  the case used {best.cpu / both:.2f} of that CPU time")
-    in_scan = min(one.model for one in scans)
-    print(f"  in the scan the model took {in_scan / (engine.replicas * model.wall):.2f} of its time alone")
-    print(f"  opening and finding tissue take {min(starts) / best.wall:.1%} of the wall of {best.wall:.1f} s")
-    stolen_share = 1 - best.capacity / (cores * best.wall)
+    reading = median(of_round.read.cpu / total for of_round, total in zip(rounds, both, strict=True))
+    print(f"  reading is {reading:.1%} of the CPU time of both")
+    used = median(of_round.scan.cpu / total for of_round, total in zip(rounds, both, strict=True))
+    print(f"  the case used {used:.2f} of that CPU time")
+    in_scan = middle(lambda of_round: of_round.scan.model / (engine.replicas * of_round.model.wall))
+    print(f"  in the scan the model took {in_scan:.2f} of its time alone")
+    starting = middle(lambda of_round: of_round.start_wall / of_round.scan.wall)
+    print(f"  opening and finding tissue take {starting:.1%} of the wall of {wall:.1f} s")
+    stolen_share = middle(lambda of_round: 1 - of_round.scan.capacity / (cores * of_round.scan.wall))
     print(f"  a hypervisor took {stolen_share:.1%} of the cores' time in this scan")
     print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
     print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
-        "efficiency": efficiency,
+        "efficiency": median(efficiencies),
         "decodes": decoded / distinct,
         "memory": (after - before) / machine.max_ram,
     }

@@ -28,10 +28,6 @@ def time_spent_by(work: Callable[[], object]) -> TimeSpent:
     return TimeSpent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def least(some: list[TimeSpent]) -> TimeSpent:
-    return TimeSpent(min(one.wall for one in some), min(one.cpu for one in some))
-
-
 def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
     """Every batch of a pass through the scanner's own loader, on as many threads, and away with it."""
     from lobule.scanning.loader import batches_of, load_batch

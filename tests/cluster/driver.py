@@ -21,7 +21,7 @@ from typing import Any
 from lobule.cluster.scan import scan_on_ray
 from lobule.cluster.session import ClusterOptions
 from lobule.cohort import Cohort
-from lobule.scanning.cases import Progress
+from lobule.scanning.progress import Progress
 from tests.cluster.support import SlowSource
 from tests.scanning.support import EVERYWHERE, SMALL
 

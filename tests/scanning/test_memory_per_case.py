@@ -13,8 +13,8 @@ import pytest
 
 from lobule.cohort import Case, Cohort
 from lobule.scanning import cases as cases_module
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import ScanOptions
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import scan
 from tests.scanning.support import BUNDLE, EVERYWHERE, SMALL, MeanPredictor, pixels_of, write_slide
 
@@ -88,7 +88,7 @@ import json
 import numpy as np
 import psutil
 from pathlib import Path
-from lobule.scanning.cases import Progress
+from lobule.scanning.progress import Progress
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import scan
 from tests.scanning.support import BUNDLE, SMALL, MeanPredictor, cohort_of, pixels_of, write_slide

@@ -17,8 +17,9 @@ import torch
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ResultsError, UsageError
 from lobule.results import open_results
-from lobule.scanning.cases import MAX_OPEN_CASES, Progress
+from lobule.scanning.cases import MAX_OPEN_CASES
 from lobule.scanning.contract import Batch, ScanOptions
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import Machine, scan
 from lobule.slides.slide import Slide
 from lobule.stitch import State

@@ -20,8 +20,8 @@ from lobule.evaluation.sources import open_results_source
 from lobule.results import open_results
 from lobule.results.describe import describe
 from lobule.results.result import Result
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import ScanReport, scan
 from tests.scanning.support import BUNDLE, SMALL, MeanPredictor, write_slide
 

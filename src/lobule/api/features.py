@@ -13,7 +13,7 @@ from lobule.settings import checked_options
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
     from lobule.nets.encoders import Encoder
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
     from lobule.scanning.scan import ScanReport
     from lobule.tissue import TissueConfig
 

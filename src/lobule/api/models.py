@@ -13,7 +13,7 @@ from lobule.settings import checked_options
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
     from lobule.scanning.scan import ScanReport
     from lobule.tissue import TissueConfig
     from lobule.training.fitting import FitProgress

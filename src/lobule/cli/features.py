@@ -106,7 +106,7 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
         return plan(cohort, out, options)
     shared.check_form(options)
     from lobule.api import extract_features
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
 
     progress = Progress()
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):

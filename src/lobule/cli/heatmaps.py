@@ -37,7 +37,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     shared.check_form(options)
     from lobule.methods.four_view import METHOD, load
     from lobule.methods.four_view.heatmap_writer import write_cohort_heatmaps
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
     from lobule.scanning.scan import Machine
 
     progress = Progress()

@@ -19,7 +19,7 @@ from lobule.files import is_url
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
     from lobule.scanning.scan import ScanReport
 
 
@@ -103,7 +103,7 @@ def command(
     if dry_run:
         return plan(opened, cohort, out, options)
     from lobule.api import scan
-    from lobule.scanning.cases import Progress
+    from lobule.scanning.progress import Progress
 
     progress = Progress(on_preliminary=show_preliminary_scores)
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):

@@ -24,10 +24,11 @@ from lobule.results.runs import Run
 from lobule.results.store import ResultsStore
 from lobule.results.work import read_work
 from lobule.scanning.case_results import write_result
-from lobule.scanning.cases import MAX_STARTED_CASES, Progress
+from lobule.scanning.cases import MAX_STARTED_CASES
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.engine import options_to_dict, recorded_options
 from lobule.scanning.machine import Machine
+from lobule.scanning.progress import Progress
 from lobule.scanning.run_record import RunRecord, run_metadata
 from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs
 from lobule.scanning.scan import ScanReport, report_of

@@ -19,11 +19,12 @@ from lobule.results.result import FAILED
 from lobule.results.store import StoreAddress
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_shares import Share
-from lobule.scanning.cases import CaseRunner, Progress
+from lobule.scanning.cases import CaseRunner
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.engine import choose_engine
 from lobule.scanning.machine import Machine
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import CACHE_SHARE
 from lobule.scanning.tissue_fields import first_fields
 

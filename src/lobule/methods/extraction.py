@@ -39,9 +39,9 @@ from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.store import ResultsStore, results_at
 from lobule.results.tables import Columns, TableReader
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import Machine, ScanReport, scan
 from lobule.scanning.tile_features import (
     COLUMN,

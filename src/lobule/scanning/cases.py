@@ -51,8 +51,10 @@ from lobule.scanning.contract import (
     ScanOptions,
 )
 from lobule.scanning.decoding_memory import DecodingMemory
+from lobule.scanning.early_compilation import EarlyCompilation
 from lobule.scanning.open_case import OpenedCase, size_caches
-from lobule.scanning.pipeline import Counters, NotStarted, Pipeline, Stopped
+from lobule.scanning.pipeline import NotStarted, Pipeline, Stopped
+from lobule.scanning.progress import Progress
 from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink, within_region
 from lobule.slides.jpeg_on_gpu import decoding_by
@@ -70,30 +72,6 @@ the next."""
 MAX_STARTED_CASES = 6
 """Cases in work at once. Those whose images are not open wait for the disk: the results of small cases are
 written while the next ones are scanned."""
-
-
-@dataclass
-class Progress:
-    """The progress of a running scan, for a display. The scan waits only for `on_preliminary`."""
-
-    cases: int = 0
-    finished: dict[str, str] = field(default_factory=dict)
-    """Status of each finished case: complete, partial, failed, unscored or skipped."""
-    counters: Counters = field(default_factory=Counters)
-    inputs: dict[str, str] = field(default_factory=dict)
-    """The hashes of the files of each case."""
-    active: dict[str, str] = field(default_factory=dict)
-    """The current pass of each open case."""
-    precision: str = ""
-    on_preliminary: Callable[[str, Mapping[str, float]], None] = lambda case, scores: None
-    """Called with a case and its preliminary scores, such as those of a coarse map."""
-    began: float = field(default_factory=time.monotonic)
-
-    def tell_preliminary_scores(self, case: str, scores: Mapping[str, float]) -> None:
-        try:
-            self.on_preliminary(case, scores)
-        except Exception:  # A display that fails must not end the case.
-            log.debug("The preliminary scores of case %s could not be shown", case, exc_info=True)
 
 
 @dataclass(eq=False)
@@ -147,6 +125,7 @@ class CaseRunner:
         threads = (self.engine.replica_threads,)
         case_threads = ThreadPoolExecutor(MAX_STARTED_CASES, "case", torch.set_num_threads, threads)
         self._open_cases = BoundedSemaphore(MAX_OPEN_CASES)
+        self._compilation = EarlyCompilation(self.predictor.model, self.engine, self.options)
         decoding = decoding_by(self.engine.jpeg_decoder, self.engine.device)
         with old_objects_ignored(), decoding, self.pipeline, case_threads as pool:
             try:
@@ -155,6 +134,8 @@ class CaseRunner:
             except BaseException:
                 self.pipeline.stop()
                 raise
+            finally:
+                self._compilation.wait()
 
     def _record_pieces(self, pieces: int) -> None:
         """Record that batches are halved, so that results and later runs say so and compute the same."""
@@ -303,6 +284,7 @@ class CaseRunner:
         try:
             if self.pipeline.device_lost is not None:
                 raise NotStarted
+            self._compilation.start()
             images = self.predictor.images(case, self.options)
             opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
             with self._memory_for(opened):

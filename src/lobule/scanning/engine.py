@@ -14,7 +14,6 @@ from lobule.errors import ModelError
 from lobule.files import write_json
 from lobule.results.folder import SCAN, Results, record_engine
 from lobule.scanning.cards import Cards, choose_devices, is_out_of_memory, named
-from lobule.scanning.cases import Progress
 from lobule.scanning.choice import (
     Measured,
     RealFields,
@@ -28,6 +27,7 @@ from lobule.scanning.device import max_bytes_on, replicas_for
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.scanning.int8 import with_int8_sizes
 from lobule.scanning.machine import GIB, Machine
+from lobule.scanning.progress import Progress
 from lobule.scanning.recorded_engine import (
     RUN,
     recorded_engine,

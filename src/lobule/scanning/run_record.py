@@ -31,10 +31,10 @@ from lobule.results.runs import (
     RUNS,
     new_run_name,
 )
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import EngineSettings
 from lobule.scanning.form_cache import device_model, processor_model
 from lobule.scanning.pipeline import Stopped
+from lobule.scanning.progress import Progress
 from lobule.settings import flattened
 
 log = logging.getLogger("lobule.scan")

@@ -13,8 +13,8 @@ from lobule.cohort import Case
 from lobule.errors import ConfigError, ResultsError
 from lobule.results.folder import Results, record_engine
 from lobule.results.runs import Run
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import ScanOptions
+from lobule.scanning.progress import Progress
 from lobule.scanning.recorded_engine import checked_engine
 from lobule.scanning.run_record import cases_digest, inputs_digest, library_versions
 from lobule.settings import flattened

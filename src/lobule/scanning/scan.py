@@ -20,12 +20,13 @@ from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
 from lobule.results.store import ResultsStore
 from lobule.scanning.cards import Cards
-from lobule.scanning.cases import CaseRunner, Progress
+from lobule.scanning.cases import CaseRunner
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.engine import choose_engine, options_to_dict, recorded_options
 from lobule.scanning.machine import Machine
 from lobule.scanning.pipeline import Counters
+from lobule.scanning.progress import Progress
 from lobule.scanning.run_record import RunRecord, cases_digest, run_metadata
 from lobule.scanning.run_repeat import require_same_run, use_engine_of, warn_about_other_inputs
 from lobule.scanning.shards import check_cases, check_shard, shard_of, work_of

@@ -24,9 +24,9 @@ from lobule.methods.scannet.predictor import DenseMap
 from lobule.methods.scannet.refinement import calibrated, refining_grid
 from lobule.results import CaseFolder, describe, open_results
 from lobule.results.preliminary import PRELIMINARY, preliminary_scores, remove_preliminary_scores
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import Batch, ScanOptions
 from lobule.scanning.engine import REFINEMENT
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import Machine, ScanReport, scan
 from lobule.stitch import State
 from tests.methods.scannet.support import write_tiny_bundle

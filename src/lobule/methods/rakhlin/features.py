@@ -22,9 +22,9 @@ from lobule.methods.rakhlin.predictor import Framed
 from lobule.nets.digest import weights_digest
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
-from lobule.scanning.cases import Progress
 from lobule.scanning.contract import OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
+from lobule.scanning.progress import Progress
 from lobule.scanning.scan import scan
 from lobule.training.job import TrainingJob
 from lobule.training.progress import FitProgress
