@@ -11,12 +11,17 @@ runs alone on as many batches of pixels in memory, in the same replicas.
 
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
 measurement of precisions before the first case does not. Seconds that a hypervisor took from the cores for
-other machines during the case are not counted, since CPU seconds do not contain them either. The efficiency
-is the median over the rounds, each of which measures the scan and its parts one after the other. (The least
-of each would favour the parts: they are shorter than the scan, so one of them meets a fast moment more
-often.) With `--quick`, a small and a larger region of a smaller slide are scanned, and the efficiency of a
-full scan is extrapolated from what the further fields of the larger region take. Both kinds of scan run in
-one process, and only torch is measured.
+other machines during the case are not counted, since CPU seconds do not contain them either.
+
+Each round measures the scan and its parts one after the other; every second round begins with the parts. The
+efficiency is the median of the rounds. A scan before the first round, in which the process loads modules and
+uses memory for the first time, is not counted; how much longer it took is printed. So is the efficiency by
+the least times of all rounds. It is lower: each part is shorter than the scan, and a shorter measurement more
+often runs undisturbed.
+
+With `--quick`, a small and a larger region of a smaller slide are scanned, and the efficiency of a full scan
+is extrapolated from what the further fields of the larger region take. Both kinds of scan run in one process,
+and only torch is measured.
 
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
@@ -62,16 +67,17 @@ class Plan:
     side: int
     tissue: float
     rounds: dict[str, int]
+    """Rounds of each scan. One more scan comes before the first round."""
     boxes: dict[str, Box | None]
     """The region of each scan in level-0 pixels; None is the whole slide."""
     small_boxes: dict[str, Box] = field(default_factory=dict)
-    """A region of each scan that is scanned in addition, after the first larger one: a batch for each of two
+    """A region of each scan that is scanned in addition, before the first round: a batch for each of two
     cores."""
 
 
-FULL = Plan(20_480, 0.7, {"tiles": 3, "dense": 5}, {"tiles": Box(2_688, 4_704, 11_648, 8_064), "dense": None})
+FULL = Plan(20_480, 0.7, {"tiles": 3, "dense": 4}, {"tiles": Box(2_688, 4_704, 11_648, 8_064), "dense": None})
 QUICK = Plan(
-    6_144, 0.6, {"tiles": 2, "dense": 2},
+    6_144, 0.6, {"tiles": 1, "dense": 1},
     {"tiles": Box(1_344, 2_240, 3_584, 1_568), "dense": None},
     {"tiles": Box(2_240, 2_240, 896, 896), "dense": Box(2_240, 2_688, 2_688, 896)},
 )  # fmt: skip
@@ -94,16 +100,25 @@ class Scanned:
 
 
 @dataclass(frozen=True)
-class Round:
-    """A scan and its parts alone, measured one after the other."""
+class Parts:
+    """What the parts of a scan take alone."""
 
-    scan: Scanned
-    start_wall: float
+    opening_wall: float
     """Seconds to open the case and find its tissue."""
+    tiles_for_tissue: int
+    """Compressed tiles that were decoded for it."""
     read: TimeSpent
+    batches: int
+    size: int
+    """Fields of a batch."""
     model: TimeSpent
     few_batches: TimeSpent | None
-    """`FEW_BATCHES` by the model, with `--quick`."""
+    """What the model takes for `FEW_BATCHES` batches, with `--quick`."""
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of reading and of the model."""
+        return self.read.cpu + self.model.cpu
 
 
 def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
@@ -148,77 +163,96 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
     before = memory("VmRSS")
-    rounds: list[Round] = []
-    after, batches, size, distinct = 0, 0, 0, 0
-    small = None
-    for turn in range(plan.rounds[kind]):
-        whole = scanned(str(turn), box)
-        after = after or memory("VmHWM")
-        engine = engines[-1]
-        if turn == 0 and kind in plan.small_boxes:
-            small = scanned("small", plan.small_boxes[kind])
+    distinct_tiles = 0
+
+    def parts_alone(engine: Any) -> Parts:
+        nonlocal distinct_tiles
         began = time.perf_counter()
-        with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
-            start_wall = time.perf_counter() - began
+        with opened(predictor, case, engine, options, machine) as (images, pass_, tiles_for_tissue):
+            opening_wall = time.perf_counter() - began
             size = pass_.batch or engine.batch
             readers = machine.readers or available_cores()
-            read = time_spent_by(lambda: read_all(pass_, images, size, readers))  # noqa: B023
+            read = time_spent_by(lambda: read_all(pass_, images, size, readers))
             in_memory, batches = sample_batches(pass_, images, size)
-            distinct = tiles_under(images["slide"], pass_)
-        if small is not None and engine.device == "cpu" and batches <= FEW_BATCHES:
+            distinct_tiles = tiles_under(images["slide"], pass_)
+        if kind in plan.small_boxes and engine.device == "cpu" and batches <= FEW_BATCHES:
             raise RuntimeError(
                 f"the {kind} scan has {batches} batches, and --quick needs more than {FEW_BATCHES}; "
                 "leave out --quick or use fewer cores"
             )
         computing = partial(compute_all, predictor.model, engine, pass_.key, in_memory)
+        if kind in plan.small_boxes:  # New threads use their memory for the first time.
+            computing(FEW_BATCHES)
         model = time_spent_by(partial(computing, batches))
-        few_batches = None if small is None else time_spent_by(partial(computing, FEW_BATCHES))
-        rounds.append(Round(whole, start_wall, read, model, few_batches))
+        few_batches = time_spent_by(partial(computing, FEW_BATCHES)) if kind in plan.small_boxes else None
+        return Parts(opening_wall, tiles_for_tissue, read, batches, size, model, few_batches)
 
-    def efficiency_of(of_round: Round) -> float:
-        whole, read, model = of_round.scan, of_round.read, of_round.model
+    rounds: list[tuple[Scanned, Parts]] = []
+    first_scan = scanned("0", box)
+    peak = memory("VmHWM")
+    small = scanned("small", plan.small_boxes[kind]) if kind in plan.small_boxes else None
+    for turn in range(1, 1 + plan.rounds[kind]):
+        if turn % 2:
+            whole = scanned(str(turn), box)
+            rounds.append((whole, parts_alone(engines[-1])))
+        else:
+            parts = parts_alone(engines[-1])
+            rounds.append((scanned(str(turn), box), parts))
+    engine = engines[-1]
+
+    def efficiency_of(whole: Scanned, parts: Parts) -> float:
         if engine.device != "cpu":
-            return max(read.wall, model.wall) / whole.wall
-        if small is None or of_round.few_batches is None:
-            return (read.cpu + model.cpu) / whole.capacity
-        # New threads use their memory for the first time, which counts little in the full mode.
-        further_cpu = (model.cpu - of_round.few_batches.cpu) / (batches - FEW_BATCHES) / size
-        return extrapolated(small, whole, read.cpu / whole.fields + further_cpu, FULL_FIELDS[kind])
+            return max(parts.read.wall, parts.model.wall) / whole.wall
+        if small is None or parts.few_batches is None:
+            return parts.cpu / whole.capacity
+        further_cpu = (parts.model.cpu - parts.few_batches.cpu) / (parts.batches - FEW_BATCHES) / parts.size
+        return extrapolated(small, whole, parts.read.cpu / whole.fields + further_cpu, FULL_FIELDS[kind])
 
-    efficiencies = [efficiency_of(of_round) for of_round in rounds]
-    decoded = rounds[-1].scan.tiles_decoded - for_tissue
-    fields = rounds[-1].scan.fields
-    wall = median(of_round.scan.wall for of_round in rounds)
-    model_wall = median(of_round.model.wall for of_round in rounds)
+    efficiencies = [efficiency_of(*one_round) for one_round in rounds]
 
-    def middle(ratio: Callable[[Round], float]) -> float:
-        return median(ratio(of_round) for of_round in rounds)
+    def median_of(ratio: Callable[[Scanned, Parts], float]) -> float:
+        return median(ratio(*one_round) for one_round in rounds)
 
-    both = [of_round.read.cpu + of_round.model.cpu for of_round in rounds]
+    some_parts = rounds[0][1]
+    fields, batches, size = first_scan.fields, some_parts.batches, some_parts.size
     print(f"{kind}, {form}: {fields} fields in {batches} batches of {size}, {engine.replicas} replicas")
     print(f"  {engine.runtime} {engine.precision} on {engine.device}")
-    print(f"  efficiency of each round: {', '.join(f'{value:.3f}' for value in efficiencies)}")
-    print("  the medians of the rounds:")
-    rates = f"{fields / model_wall:.3g} fields/s, the scan {fields / wall:.3g}"
-    print(f"  the model alone computes {rates}, so {model_wall / wall:.2f} of it")
-    busy = middle(lambda of_round: of_round.model.cpu / (cores * of_round.model.wall))
-    print(f"  the model alone kept the cores {busy:.0%} busy")
-    reading = median(of_round.read.cpu / total for of_round, total in zip(rounds, both, strict=True))
-    print(f"  reading is {reading:.1%} of the CPU time of both")
-    used = median(of_round.scan.cpu / total for of_round, total in zip(rounds, both, strict=True))
-    print(f"  the case used {used:.2f} of that CPU time")
-    in_scan = middle(lambda of_round: of_round.scan.model / (engine.replicas * of_round.model.wall))
-    print(f"  in the scan the model took {in_scan:.2f} of its time alone")
-    starting = middle(lambda of_round: of_round.start_wall / of_round.scan.wall)
-    print(f"  opening and finding tissue take {starting:.1%} of the wall of {wall:.1f} s")
-    stolen_share = middle(lambda of_round: 1 - of_round.scan.capacity / (cores * of_round.scan.wall))
-    print(f"  a hypervisor took {stolen_share:.1%} of the cores' time in this scan")
-    print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
-    print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
+    of_rounds = ", ".join(f"{value:.3f}" for value in efficiencies)
+    print(f"  efficiency of each round: {of_rounds}")
+    if engine.device == "cpu" and small is None:
+        least_cpu = min(parts.read.cpu for _, parts in rounds) + min(parts.model.cpu for _, parts in rounds)
+        of_least = least_cpu / min(whole.capacity for whole, _ in rounds)
+        print(f"  efficiency of the least times of all rounds: {of_least:.3f}")
+    print("  medians of the rounds:")
+    model_rate = median_of(lambda _, parts: fields / parts.model.wall)
+    scan_rate = median_of(lambda whole, _: fields / whole.wall)
+    share = median_of(lambda whole, parts: parts.model.wall / whole.wall)
+    print(
+        f"    the model alone computes {model_rate:.3g} fields/s, the scan {scan_rate:.3g}: {share:.2f} of it"
+    )
+    busy = median_of(lambda _, parts: parts.model.cpu / (cores * parts.model.wall))
+    print(f"    the model alone kept the cores {busy:.0%} busy")
+    reading = median_of(lambda _, parts: parts.read.cpu / parts.cpu)
+    print(f"    reading is {reading:.1%} of the CPU time of both parts")
+    used = median_of(lambda whole, parts: whole.cpu / parts.cpu)
+    print(f"    the case used {used:.2f} of that CPU time")
+    in_scan = median_of(lambda whole, parts: whole.model / (engine.replicas * parts.model.wall))
+    print(f"    in the scan the model took {in_scan:.2f} of its time alone")
+    opening = median_of(lambda whole, parts: parts.opening_wall / whole.wall)
+    wall = median_of(lambda whole, _: whole.wall)
+    print(f"    opening and finding tissue take {opening:.1%} of the wall of {wall:.1f} s")
+    print(
+        f"    the scan before the first round, which is not counted, took {first_scan.wall / wall:.2f} of it"
+    )
+    stolen_share = median_of(lambda whole, _: 1 - whole.capacity / (cores * whole.wall))
+    print(f"    a hypervisor took {stolen_share:.1%} of the cores' time in the scan")
+    decoded = first_scan.tiles_decoded - some_parts.tiles_for_tissue
+    print(f"  {decoded} compressed tiles decoded, {distinct_tiles} lie under the fields")
+    print(f"  peak {peak / MIB:.0f} MiB, {(peak - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
         "efficiency": median(efficiencies),
-        "decodes": decoded / distinct,
-        "memory": (after - before) / machine.max_ram,
+        "decodes": decoded / distinct_tiles,
+        "memory": (peak - before) / machine.max_ram,
     }
 
 

@@ -51,7 +51,6 @@ from lobule.scanning.contract import (
     ScanOptions,
 )
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.early_compilation import EarlyCompilation
 from lobule.scanning.open_case import OpenedCase, size_caches
 from lobule.scanning.pipeline import NotStarted, Pipeline, Stopped
 from lobule.scanning.progress import Progress
@@ -125,7 +124,6 @@ class CaseRunner:
         threads = (self.engine.replica_threads,)
         case_threads = ThreadPoolExecutor(MAX_STARTED_CASES, "case", torch.set_num_threads, threads)
         self._open_cases = BoundedSemaphore(MAX_OPEN_CASES)
-        self._compilation = EarlyCompilation(self.predictor.model, self.engine, self.options)
         decoding = decoding_by(self.engine.jpeg_decoder, self.engine.device)
         with old_objects_ignored(), decoding, self.pipeline, case_threads as pool:
             try:
@@ -134,8 +132,6 @@ class CaseRunner:
             except BaseException:
                 self.pipeline.stop()
                 raise
-            finally:
-                self._compilation.wait()
 
     def _record_pieces(self, pieces: int) -> None:
         """Record that batches are halved, so that results and later runs say so and compute the same."""
@@ -284,7 +280,6 @@ class CaseRunner:
         try:
             if self.pipeline.device_lost is not None:
                 raise NotStarted
-            self._compilation.start()
             images = self.predictor.images(case, self.options)
             opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
             with self._memory_for(opened):

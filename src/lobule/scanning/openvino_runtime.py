@@ -53,20 +53,6 @@ def recorded_inputs(recorder: Recorder) -> Iterator[None]:
         _recorder = None
 
 
-_compiles_only = threading.local()
-"""Its attribute `active` says whether networks are only compiled in this thread."""
-
-
-@contextmanager
-def compiling_only() -> Iterator[None]:
-    """In this thread, compile networks for their inputs, and return zeros without computing them."""
-    _compiles_only.active = True
-    try:
-        yield
-    finally:
-        _compiles_only.active = False
-
-
 class OpenVinoNet(nn.Module):
     """A network on a CPU with the interface of a module: float32 tensors in and out.
 
@@ -112,13 +98,10 @@ class OpenVinoNet(nn.Module):
         return self._digest
 
     def forward(self, x: Tensor) -> Any:
-        size, shape = len(x), self._padded_shape(x)
-        channels_last = self._channels_last and has_channels_last(x)
-        if getattr(_compiles_only, "active", False):
-            compiled = self._compiled_for((shape, channels_last), x)
-            return self._in_torch(x) if compiled is None else _zeros(compiled, size)
         if _recorder is not None:
             _recorder(self, x)
+        size, shape = len(x), self._padded_shape(x)
+        channels_last = self._channels_last and has_channels_last(x)
         request = self._request_for(shape, channels_last, x)
         if request is None:
             return self._in_torch(x)
@@ -126,7 +109,8 @@ class OpenVinoNet(nn.Module):
         if shape[0] != size:
             inputs = torch.cat([inputs, inputs.new_zeros((shape[0] - size, *inputs.shape[1:]))])
         results = infer(request, inputs.numpy())
-        return _one_or_all([torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))])
+        outputs = [torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _padded_shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape that is computed for an input: in int8 the next larger batch that has a model."""
@@ -203,15 +187,6 @@ class OpenVinoNet(nn.Module):
             "ENABLE_CPU_PINNING": False,
         }
         return core().compile_model(model, "CPU", settings)
-
-
-def _zeros(compiled: Any, size: int) -> Any:
-    """Return zeros with the shapes of the outputs of a compiled network, for a batch of this size."""
-    return _one_or_all([torch.zeros((size, *tuple(output.shape)[1:])) for output in compiled.outputs])
-
-
-def _one_or_all(outputs: list[Tensor]) -> Any:
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def infer(request: Any, inputs: NDArray[Any]) -> Any:
