@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,6 +242,33 @@ def test_short_batches_are_computed_in_int8(
     with caplog.at_level(logging.WARNING, "lobule.scan"):
         torch.testing.assert_close(rounded(x[:3]), rounded(x[:8])[:3])
     assert not caplog.text and not torch.equal(rounded(x[:3]), exact(x[:3]))
+
+
+def test_int8_models_are_compiled_before_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    engine = EngineSettings(runtime=OPENVINO, int8_folder=str(tmp_path))
+    net, collected, x = for_inference(tiny().eval()), CollectedInputs(20), torch.rand(16, 3, 203, 203)
+    exact = copy_to_device(net, engine)
+    assert isinstance(exact, OpenVinoNet)
+    collected.add(exact, x)
+    write_models(collected, engine, tmp_path)
+    compiling_threads: list[str] = []
+    compile_form = OpenVinoNet._compile_form
+
+    def noting(self: OpenVinoNet, form: Any) -> Any:
+        compiling_threads.append(threading.current_thread().name)
+        return compile_form(self, form)
+
+    monkeypatch.setattr(OpenVinoNet, "_compile_form", noting)
+    rounded = copy_to_device(net, replace(engine, precision="int8"))
+    for thread in threading.enumerate():
+        if thread.name == "compile":
+            thread.join()
+    rounded(x)
+    assert compiling_threads == ["compile"]
 
 
 @pytest.mark.parametrize("returns_map", [False, True])

@@ -85,6 +85,8 @@ class OpenVinoNet(nn.Module):
         self._requests = threading.local()
         self._digest: str | None = None
         self._int8: dict[tuple[int, ...], Path] | None = None
+        if engine.precision == "int8" and quantised is not None:
+            threading.Thread(target=self._compile_early, name="compile").start()
 
     @property
     def net(self) -> nn.Module:
@@ -143,14 +145,10 @@ class OpenVinoNet(nn.Module):
         return self._fallback(x)
 
     def _compiled_for(self, form: Form, x: Tensor) -> Any:
-        shape, channels_last = form
         with conversion_lock:
             if form not in self._compiled and self._fallback is None:
                 try:
-                    model = self._model_for(shape)
-                    if channels_last:
-                        model = with_channels_last(model)
-                    self._compiled[form] = self._compile(model)
+                    self._compiled[form] = self._compile_form(form)
                 except LobuleError:
                     raise
                 except Exception as error:  # OpenVINO raises many undocumented types.
@@ -161,6 +159,17 @@ class OpenVinoNet(nn.Module):
                     )  # fmt: skip
                     self._fallback = self._fallback_of()
             return self._compiled.get(form)
+
+    def _compile_early(self) -> None:
+        """Compile the int8 models while the first case is opened, so that no replica has to wait for them."""
+        try:
+            for shape in self._int8_models():
+                with conversion_lock:
+                    form = shape, self._channels_last
+                    if form not in self._compiled:
+                        self._compiled[form] = self._compile_form(form)
+        except Exception:  # The first batch meets the same error, and reports it.
+            log.debug("The int8 models could not be compiled early", exc_info=True)
 
     def _model_for(self, shape: tuple[int, ...]) -> Any:
         path = self._int8_models().get(shape)
@@ -178,7 +187,11 @@ class OpenVinoNet(nn.Module):
             )  # fmt: skip
         return converted(self.net, self.digest, shape)
 
-    def _compile(self, model: Any) -> Any:
+    def _compile_form(self, form: Form) -> Any:
+        shape, channels_last = form
+        model = self._model_for(shape)
+        if channels_last:
+            model = with_channels_last(model)
         engine = self._engine
         settings = {
             "NUM_STREAMS": engine.replicas,
