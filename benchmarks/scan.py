@@ -16,8 +16,7 @@ other machines during the case are not counted, since CPU seconds do not contain
 Each round measures the scan and its parts one after the other; every second round begins with the parts. The
 efficiency is the median of the rounds. A scan before the first round, in which the process loads modules and
 uses memory for the first time, is not counted; how much longer it took is printed. So is the efficiency by
-the least times of all rounds. It is lower: each part is shorter than the scan, and a shorter measurement more
-often runs undisturbed.
+the least times of all rounds, which may come from different moments of a machine whose speed changes.
 
 With `--quick`, a small and a larger region of a smaller slide are scanned, and the efficiency of a full scan
 is extrapolated from what the further fields of the larger region take. Both kinds of scan run in one process,
