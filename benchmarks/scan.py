@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -99,28 +99,49 @@ class Scanned:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the parts of a scan take alone."""
+class PartsAlone:
+    """What reading and the model take alone, and the sizes of their work."""
 
     opening_wall: float
     """Seconds to open the case and find its tissue."""
     tiles_for_tissue: int
     """Compressed tiles that were decoded for it."""
-    read: TimeSpent
+    reading: TimeSpent
     batches: int
-    size: int
-    """Fields of a batch."""
+    fields_per_batch: int
     model: TimeSpent
-    few_batches: TimeSpent | None
+    model_on_few_batches: TimeSpent | None
     """What the model takes for `FEW_BATCHES` batches, with `--quick`."""
 
     @property
     def cpu(self) -> float:
         """CPU seconds of reading and of the model."""
-        return self.read.cpu + self.model.cpu
+        return self.reading.cpu + self.model.cpu
 
 
-def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan) -> dict[str, float]:
+@dataclass(frozen=True)
+class Round:
+    """A scan, and reading and the model alone, measured one after the other."""
+
+    scan: Scanned
+    alone: PartsAlone
+
+    def efficiency(self, on_gpu: bool, small_scan: Scanned | None, fields_of_full_scan: int) -> float:
+        """The efficiency of this scan, or with a smaller one that of a full scan, by extrapolation."""
+        scan, alone = self.scan, self.alone
+        if on_gpu:
+            return max(alone.reading.wall, alone.model.wall) / scan.wall
+        if small_scan is None or alone.model_on_few_batches is None:
+            return alone.cpu / scan.capacity
+        further_fields = (alone.batches - FEW_BATCHES) * alone.fields_per_batch
+        model_cpu_per_field = (alone.model.cpu - alone.model_on_few_batches.cpu) / further_fields
+        cpu_per_field = alone.reading.cpu / scan.fields + model_cpu_per_field
+        return extrapolated(small_scan, scan, cpu_per_field, fields_of_full_scan)
+
+
+def measure_kind(
+    kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Plan
+) -> dict[str, float]:
     """Measure one kind of scan.
 
     In the full mode, each kind has its own child process, so that its peak memory is its own. With `--quick`,
@@ -164,14 +185,14 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
     before = memory("VmRSS")
     distinct_tiles = 0
 
-    def parts_alone(engine: Any) -> Parts:
+    def measured_alone(engine: Any) -> PartsAlone:
         nonlocal distinct_tiles
         began = time.perf_counter()
         with opened(predictor, case, engine, options, machine) as (images, pass_, tiles_for_tissue):
             opening_wall = time.perf_counter() - began
             size = pass_.batch or engine.batch
             readers = machine.readers or available_cores()
-            read = time_spent_by(lambda: read_all(pass_, images, size, readers))
+            reading = time_spent_by(lambda: read_all(pass_, images, size, readers))
             in_memory, batches = sample_batches(pass_, images, size)
             distinct_tiles = tiles_under(images["slide"], pass_)
         if kind in plan.small_boxes and engine.device == "cpu" and batches <= FEW_BATCHES:
@@ -183,69 +204,32 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
         if kind in plan.small_boxes:  # New threads use their memory for the first time.
             computing(FEW_BATCHES)
         model = time_spent_by(partial(computing, batches))
-        few_batches = time_spent_by(partial(computing, FEW_BATCHES)) if kind in plan.small_boxes else None
-        return Parts(opening_wall, tiles_for_tissue, read, batches, size, model, few_batches)
+        on_few = time_spent_by(partial(computing, FEW_BATCHES)) if kind in plan.small_boxes else None
+        return PartsAlone(opening_wall, tiles_for_tissue, reading, batches, size, model, on_few)
 
-    rounds: list[tuple[Scanned, Parts]] = []
+    rounds: list[Round] = []
     first_scan = scanned("0", box)
     peak = memory("VmHWM")
-    small = scanned("small", plan.small_boxes[kind]) if kind in plan.small_boxes else None
+    small_scan = scanned("small", plan.small_boxes[kind]) if kind in plan.small_boxes else None
     for turn in range(1, 1 + plan.rounds[kind]):
         if turn % 2:
-            whole = scanned(str(turn), box)
-            rounds.append((whole, parts_alone(engines[-1])))
+            scan_of_round = scanned(str(turn), box)
+            rounds.append(Round(scan_of_round, measured_alone(engines[-1])))
         else:
-            parts = parts_alone(engines[-1])
-            rounds.append((scanned(str(turn), box), parts))
+            alone = measured_alone(engines[-1])
+            rounds.append(Round(scanned(str(turn), box), alone))
     engine = engines[-1]
-
-    def efficiency_of(whole: Scanned, parts: Parts) -> float:
-        if engine.device != "cpu":
-            return max(parts.read.wall, parts.model.wall) / whole.wall
-        if small is None or parts.few_batches is None:
-            return parts.cpu / whole.capacity
-        further_cpu = (parts.model.cpu - parts.few_batches.cpu) / (parts.batches - FEW_BATCHES) / parts.size
-        return extrapolated(small, whole, parts.read.cpu / whole.fields + further_cpu, FULL_FIELDS[kind])
-
-    efficiencies = [efficiency_of(*one_round) for one_round in rounds]
-
-    def median_of(ratio: Callable[[Scanned, Parts], float]) -> float:
-        return median(ratio(*one_round) for one_round in rounds)
-
-    some_parts = rounds[0][1]
-    fields, batches, size = first_scan.fields, some_parts.batches, some_parts.size
-    print(f"{kind}, {form}: {fields} fields in {batches} batches of {size}, {engine.replicas} replicas")
+    on_gpu = engine.device != "cpu"
+    efficiencies = [one_round.efficiency(on_gpu, small_scan, FULL_FIELDS[kind]) for one_round in rounds]
+    alone = rounds[0].alone
+    sizes = f"{first_scan.fields} fields in {alone.batches} batches of {alone.fields_per_batch}"
+    print(f"{kind}, {form}: {sizes}, {engine.replicas} replicas")
     print(f"  {engine.runtime} {engine.precision} on {engine.device}")
-    of_rounds = ", ".join(f"{value:.3f}" for value in efficiencies)
-    print(f"  efficiency of each round: {of_rounds}")
-    if engine.device == "cpu" and small is None:
-        least_cpu = min(parts.read.cpu for _, parts in rounds) + min(parts.model.cpu for _, parts in rounds)
-        of_least = least_cpu / min(whole.capacity for whole, _ in rounds)
-        print(f"  efficiency of the least times of all rounds: {of_least:.3f}")
-    print("  medians of the rounds:")
-    model_rate = median_of(lambda _, parts: fields / parts.model.wall)
-    scan_rate = median_of(lambda whole, _: fields / whole.wall)
-    share = median_of(lambda whole, parts: parts.model.wall / whole.wall)
-    print(
-        f"    the model alone computes {model_rate:.3g} fields/s, the scan {scan_rate:.3g}: {share:.2f} of it"
-    )
-    busy = median_of(lambda _, parts: parts.model.cpu / (cores * parts.model.wall))
-    print(f"    the model alone kept the cores {busy:.0%} busy")
-    reading = median_of(lambda _, parts: parts.read.cpu / parts.cpu)
-    print(f"    reading is {reading:.1%} of the CPU time of both parts")
-    used = median_of(lambda whole, parts: whole.cpu / parts.cpu)
-    print(f"    the case used {used:.2f} of that CPU time")
-    in_scan = median_of(lambda whole, parts: whole.model / (engine.replicas * parts.model.wall))
-    print(f"    in the scan the model took {in_scan:.2f} of its time alone")
-    opening = median_of(lambda whole, parts: parts.opening_wall / whole.wall)
-    wall = median_of(lambda whole, _: whole.wall)
-    print(f"    opening and finding tissue take {opening:.1%} of the wall of {wall:.1f} s")
-    print(
-        f"    the scan before the first round, which is not counted, took {first_scan.wall / wall:.2f} of it"
-    )
-    stolen_share = median_of(lambda whole, _: 1 - whole.capacity / (cores * whole.wall))
-    print(f"    a hypervisor took {stolen_share:.1%} of the cores' time in the scan")
-    decoded = first_scan.tiles_decoded - some_parts.tiles_for_tissue
+    print(f"  efficiency of each round: {', '.join(f'{value:.3f}' for value in efficiencies)}")
+    if not on_gpu and small_scan is None:
+        print(f"  efficiency of the least times of all rounds: {efficiency_of_least_times(rounds):.3f}")
+    print_medians(rounds, first_scan, cores, engine.replicas)
+    decoded = first_scan.tiles_decoded - alone.tiles_for_tissue
     print(f"  {decoded} compressed tiles decoded, {distinct_tiles} lie under the fields")
     print(f"  peak {peak / MIB:.0f} MiB, {(peak - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
@@ -253,6 +237,40 @@ def one(kind: str, form: str, slide: Path, bundles: Path, folder: Path, plan: Pl
         "decodes": decoded / distinct_tiles,
         "memory": (peak - before) / machine.max_ram,
     }
+
+
+def efficiency_of_least_times(rounds: Sequence[Round]) -> float:
+    reading = min(one_round.alone.reading.cpu for one_round in rounds)
+    model = min(one_round.alone.model.cpu for one_round in rounds)
+    return (reading + model) / min(one_round.scan.capacity for one_round in rounds)
+
+
+def print_medians(rounds: Sequence[Round], first_scan: Scanned, cores: int, replicas: int) -> None:
+    """Print where the time of the scans went, as medians of the rounds."""
+
+    def median_of(ratio: Callable[[Scanned, PartsAlone], float]) -> float:
+        return median(ratio(one_round.scan, one_round.alone) for one_round in rounds)
+
+    model_rate = median_of(lambda scan, alone: scan.fields / alone.model.wall)
+    scan_rate = median_of(lambda scan, alone: scan.fields / scan.wall)
+    scan_of_model = median_of(lambda scan, alone: alone.model.wall / scan.wall)
+    busy = median_of(lambda scan, alone: alone.model.cpu / (cores * alone.model.wall))
+    reading = median_of(lambda scan, alone: alone.reading.cpu / alone.cpu)
+    used = median_of(lambda scan, alone: scan.cpu / alone.cpu)
+    model_in_scan = median_of(lambda scan, alone: scan.model / (replicas * alone.model.wall))
+    wall = median_of(lambda scan, alone: scan.wall)
+    opening = median_of(lambda scan, alone: alone.opening_wall / scan.wall)
+    stolen = median_of(lambda scan, alone: 1 - scan.capacity / (cores * scan.wall))
+    rates = f"{model_rate:.3g} fields/s, the scan {scan_rate:.3g}"
+    print("  medians of the rounds:")
+    print(f"    the model alone computes {rates}: {scan_of_model:.2f} of it")
+    print(f"    the model alone kept the cores {busy:.0%} busy")
+    print(f"    reading is {reading:.1%} of the CPU time of reading and model alone")
+    print(f"    the case used {used:.2f} of that CPU time")
+    print(f"    in the scan the model took {model_in_scan:.2f} of its time alone")
+    print(f"    opening and finding tissue take {opening:.1%} of the wall of {wall:.1f} s")
+    print(f"    the scan before the first round, not counted, took {first_scan.wall / wall:.2f} of it")
+    print(f"    a hypervisor took {stolen:.1%} of the cores' time in the scan")
 
 
 def extrapolated(small: Scanned, large: Scanned, cpu_per_field: float, fields: int) -> float:
@@ -350,7 +368,7 @@ def main() -> None:
         kinds_of_process, form, *paths = options.one
         slide_path, bundle_folder, out = (Path(path) for path in paths)
         for kind in kinds_of_process.split(","):
-            print(json.dumps(one(kind, form, slide_path, bundle_folder, out, plan)))
+            print(json.dumps(measure_kind(kind, form, slide_path, bundle_folder, out, plan)))
         return
     forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
     kinds = [options.kind] if options.kind else KINDS
