@@ -33,7 +33,7 @@ def write_findings_of(root: Path, count: int) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lobule.results.writing import COLUMNS
+    from lobule.results.findings_table import COLUMNS
     from lobule.testing.export import write_known_results
 
     results = write_known_results(root, ["many"], incomplete_cases=False)

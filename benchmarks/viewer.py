@@ -150,8 +150,8 @@ def write_million(root: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from lobule.results.findings_table import COLUMNS
     from lobule.results.folder import open_results
-    from lobule.results.writing import COLUMNS
 
     results = open_results(root / "results")
     folder = results.case_folder("million").path

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lobule.results import arrow_arrays, tables
+from lobule.results import arrow_arrays
 from lobule.results.arrow_arrays import arrow_array, arrow_numbers
+from lobule.results.parquet import write_parquet
 
 COLUMNS: list[tuple[list[Any], Any]] = [
     ([3, -1, 2**62], pa.int64()),
@@ -104,7 +105,7 @@ def test_other_values_raise_the_error_of_pyarrow(
 @pytest.mark.parametrize("values", [["slide"] * 3, ["L-CC", "", "Läsion 🔬"], []])
 def test_texts_of_a_table_have_the_bytes_of_pyarrow(values: list[str], tmp_path: Path) -> None:
     texts = np.array(values, np.str_)
-    tables.write_parquet(tmp_path / "own", {"column": texts})
+    write_parquet(tmp_path / "own", {"column": texts})
     assert (tmp_path / "own").read_bytes() == parquet_bytes(pa.array(texts), tmp_path / "pyarrow")
 
 
@@ -118,7 +119,8 @@ def test_findings_and_tables_are_written_without_pandas(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\nfrom pathlib import Path\n"
         "from lobule.findings import Finding\n"
-        "from lobule.results.tables import write_parquet\nfrom lobule.results.writing import write_findings\n"
+        "from lobule.results.parquet import write_parquet\n"
+        "from lobule.results.writing import write_findings\n"
         "folder = Path(sys.argv[1])\n"
         "write_findings(folder, [])\nwrite_findings(folder, [Finding(1, 2, 0.5)])\n"
         "columns = {'field': np.arange(3), 'vector': np.zeros((3, 2), np.float32)}\n"

@@ -19,8 +19,8 @@ from lobule.findings import Finding, Outline, mask_outlines
 from lobule.geometry import Box, Size
 from lobule.results import CaseFolder, MapReader
 from lobule.results.maps import MapInfo
+from lobule.results.parquet import iterate_parquet
 from lobule.results.result import PARTIAL
-from lobule.results.tables import iterate_parquet
 from lobule.reviews import Review, in_force, read_reviews
 from lobule.server.library import Entry, ImageFile, Library
 from lobule.stitch import State

@@ -18,7 +18,7 @@ from lobule.results.map_files import GROUP
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
 from lobule.results.runs import RUNS
-from lobule.results.tables import Columns, TableReader, read_parquet
+from lobule.results.tables import Columns, TableReader
 from lobule.results.work import WORK
 
 SCAN = "scan.json"
@@ -114,6 +114,8 @@ class CaseFolder:
 
     def findings(self) -> Columns:
         """Return the findings as columns. Without findings, the columns are empty."""
+        from lobule.results.parquet import read_parquet
+
         path = self.path / "findings.parquet"
         return read_parquet(path, "the findings are damaged") if path.exists() else {}
 

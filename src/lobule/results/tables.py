@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
-from lobule.files import read_json, require_regular, write_atomic, write_json
-from lobule.results.arrow_arrays import arrow_array, arrow_numbers
+from lobule.files import read_json, write_json
 from lobule.results.checks import LARGEST_JSON, MOST_ROWS
 
 Columns = dict[str, NDArray[Any]]
@@ -64,6 +61,8 @@ class TableReader:
             yield self.read_chunk(chunk, columns)
 
     def read_chunk(self, chunk: int, columns: Sequence[str] | None = None) -> Columns:
+        from lobule.results.parquet import read_parquet
+
         return read_parquet(self.chunk_path(chunk), "a chunk of the table is damaged", columns)
 
     def read(self, columns: Sequence[str] | None = None) -> Columns:
@@ -101,6 +100,8 @@ class TableWriter(TableReader):
             )
 
     def write_chunk(self, chunk: int, columns: Columns) -> None:
+        from lobule.results.parquet import write_parquet
+
         write_parquet(self.chunk_path(chunk), columns)
 
     def forget(self, chunk: int) -> None:
@@ -110,61 +111,3 @@ class TableWriter(TableReader):
 
 def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
     return np.full((rows, *like.shape[1:]), np.nan, like.dtype)
-
-
-def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
-    """Write columns to a Parquet file atomically. Vectors become fixed-size lists."""
-    table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
-    with write_atomic(path) as temporary_path, temporary_path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-
-
-def read_parquet(path: Path, problem: str, columns: Sequence[str] | None = None) -> Columns:
-    """Read a Parquet file, or some of its columns. Raises `DamagedResults` with the problem."""
-    require_regular(path)
-    try:
-        with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
-            rows = pq.read_metadata(file).num_rows
-            if rows > MOST_ROWS:
-                raise DamagedResults(problem, subject=path, actual=f"{rows:,} rows")
-            file.seek(0)
-            return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise DamagedResults(problem, subject=path, actual=str(error)) from error
-
-
-def iterate_parquet(path: Path, problem: str, rows_at_once: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a Parquet file in blocks, each row as a dictionary of Python values.
-
-    Raises:
-        DamagedResults: The file cannot be read.
-    """
-    require_regular(path)
-    try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(rows_at_once):
-                yield batch.to_pylist()
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise DamagedResults(problem, subject=path, actual=str(error)) from error
-
-
-def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:
-    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
-        return arrow_array(values.tolist(), pa.string())
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        return pa.array(values)
-    if values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(arrow_numbers(values.ravel()), values.shape[1])
-    return arrow_numbers(values)
-
-
-def of_arrow(table: Any) -> Columns:
-    columns: Columns = {}
-    for name in table.column_names:
-        column = table.column(name).combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            columns[name] = flat.reshape(len(column), column.type.list_size)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
-    return columns
