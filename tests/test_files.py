@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from lobule import files, fingerprints
 from lobule.errors import NotReadable, ResultsError, UsageError
+from lobule.files import MIB, read_at_most
 
 
 def test_written_file_is_complete(tmp_path: Path) -> None:
@@ -233,3 +235,17 @@ def test_flush_all_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: py
     files.flush_all(tmp_path)
     assert sorted(flushed) == sorted(path.stat().st_ino for path in tmp_path.rglob("*"))
     files.flush_all(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("size", "largest"), [(0, 10), (10, 10), (11, 10), (3 * MIB + 1, 4 * MIB)])
+def test_a_file_is_read_in_pieces_up_to_a_limit(size: int, largest: int) -> None:
+    requests: list[int] = []
+
+    class Requests(io.BytesIO):
+        def read(self, count: int | None = -1) -> bytes:
+            requests.append(count or 0)
+            return super().read(count)
+
+    data = bytes(range(256)) * (size // 256 + 1)
+    assert read_at_most(Requests(data[:size]), largest) == data[: min(size, largest)]
+    assert max(requests) <= max(size, MIB)

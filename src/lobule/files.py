@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 from urllib.parse import quote
 
 from lobule.errors import NotReadable, ResultsError, UsageError
@@ -252,7 +252,7 @@ def csv_rows(path: str | Path, largest: int = -1) -> list[tuple[int, list[str]]]
         ValueError: The file, of which at most `largest` bytes are read, is not UTF-8 or not CSV.
     """
     with open_url(path) as file:
-        data = file.read(largest)
+        data = file.read() if largest < 0 else read_at_most(file, largest)
     try:
         rows = enumerate(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")), start=1)
         stripped = [(number, [cell.strip() for cell in cells]) for number, cells in rows]
@@ -261,8 +261,26 @@ def csv_rows(path: str | Path, largest: int = -1) -> list[tuple[int, list[str]]]
     return [(number, cells) for number, cells in stripped if any(cells)]
 
 
+class SupportsRead(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 LARGEST_JSON = 256 * MIB
 MOST_NESTED = 100
+
+
+def read_at_most(file: SupportsRead, largest: int) -> bytes:
+    """Read a file up to `largest` bytes.
+
+    `file.read(largest)` would allocate that many bytes first, even for a small file. So the file is read in
+    pieces, each as large as all before it.
+    """
+    pieces: list[bytes] = []
+    done = 0
+    while done < largest and (piece := file.read(min(largest - done, max(done, MIB)))):
+        pieces.append(piece)
+        done += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
@@ -270,7 +288,7 @@ def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
     if not is_url(path):
         require_regular(path)
     with open_url(path) as file:
-        data = file.read(largest + 1)
+        data = read_at_most(file, largest + 1)
     if len(data) > largest:
         raise ResultsError("too large for this file", subject=path, expected=f"at most {largest:,} bytes")
     try:

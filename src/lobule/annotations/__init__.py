@@ -25,7 +25,7 @@ from lobule.annotations.ncrf import read_ncrf, write_ncrf
 from lobule.annotations.outline import Annotation, Kind, Polygon
 from lobule.annotations.raster import fill, in_tumour, inside, rasterise
 from lobule.errors import AnnotationError, ConfigError, TooLarge
-from lobule.files import open_url, write_bytes
+from lobule.files import open_url, read_at_most, write_bytes
 from lobule.geometry import Size
 
 __all__ = [
@@ -128,11 +128,11 @@ def write_annotation(
 
 def _read_bytes(path: str | Path) -> bytes:
     with open_url(path) as file:
-        data: bytes = file.read(MAX_BYTES + 1)
+        data = read_at_most(file, MAX_BYTES + 1)
     if data[:2] == b"\x1f\x8b":
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-                data = packed.read(MAX_BYTES + 1)
+                data = read_at_most(packed, MAX_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise AnnotationError("the gzip data is damaged", subject=path, actual=str(error)) from None
     if len(data) > MAX_BYTES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lobule.errors import DamagedFile, TooLarge
-from lobule.files import open_url
+from lobule.files import open_url, read_at_most
 from lobule.mammograms.views import VIEWS, View
 from lobule.pickles import plain_pickle
 
@@ -29,7 +29,7 @@ class ListedExam:
 def read_exam_list(path: str | Path) -> list[ListedExam]:
     """Read a list of exams, JSON or pickled."""
     with open_url(path) as file:
-        content = file.read(MOST_BYTES + 1)
+        content = read_at_most(file, MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise TooLarge("the exam list is too large", subject=path, expected=f"at most {MOST_BYTES >> 20} MiB")
     if content.lstrip()[:1] == b"[":

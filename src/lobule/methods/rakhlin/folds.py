@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, Leakage, ResultsError, TooLarge
-from lobule.files import csv_text, open_url, write_text
+from lobule.files import csv_text, open_url, read_at_most, write_text
 from lobule.methods.rakhlin.config import KINDS, Config
 from lobule.pickles import plain_pickle
 from lobule.training.division import (
@@ -68,7 +68,7 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
     per fold a dictionary whose `test` has the names of its images in `x`. Nothing in a pickle is executed.
     """
     with open_url(path) as file:
-        content = file.read(LARGEST_FILE + 1)
+        content = read_at_most(file, LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise TooLarge(
             "the file of folds is too large", subject=path, expected=f"at most {LARGEST_FILE} bytes"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lobule.errors import ConfigError, TooLarge
-from lobule.files import open_url
+from lobule.files import open_url, read_at_most
 from lobule.methods.reverse_distillation.budget import PatchBudget, patch_budget
 from lobule.methods.reverse_distillation.config import Config
 from lobule.training import patch_pools
@@ -62,7 +62,7 @@ def read_coords(files: Iterable[str]) -> Centres:
 
 def _text(path: str) -> str:
     with open_url(path) as file:
-        content: bytes = file.read(LARGEST_FILE + 1)
+        content = read_at_most(file, LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise TooLarge("the list of coordinates is too large", subject=path, expected=f"{LARGEST_FILE} bytes")
     return content.decode("utf-8-sig", "replace")
