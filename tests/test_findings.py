@@ -280,3 +280,19 @@ def test_the_published_classifier_on_published_features(kit: Path) -> None:
     fit = SVC(kernel="linear", C=1.5, max_iter=2_000_000).fit(x, [int(row["label"]) for row in train])
     labels = np.isin(np.arange(1, 131), TEST_TUMOURS)
     assert auc(labels, fit.decision_function(x_test)) == pytest.approx(0.92575, abs=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 5, 1000]))
+@settings(max_examples=30, deadline=None)
+def test_the_point_of_a_region_is_its_first_cell_with_the_highest_score(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, levels, (23, 31)) / levels).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = np.nan
+    regions, count = ndimage.label(scores > 0.4, np.ones((3, 3)))
+    found = components(scores, 10, threshold=0.4)
+    assert len(found) == count
+    for number, finding in enumerate(found, 1):
+        inside = np.where(regions == number, scores, -1)
+        row, column = np.unravel_index(int(inside.argmax()), scores.shape)
+        assert (finding.l0_x, finding.l0_y) == (10 * column + 5, 10 * row + 5)
+        assert finding.score == float(scores[row, column])

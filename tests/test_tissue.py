@@ -14,7 +14,7 @@ from scipy import ndimage
 from lobule.geometry import Box
 from lobule.phantoms.slides import SlidePhantom, render, truth_of
 from lobule.slides import slide as slides
-from lobule.tissue import TissueConfig, _dilated, camelyon_mask, find_tissue
+from lobule.tissue import EIGHT, TissueConfig, _dilated, _without_lines, camelyon_mask, find_tissue
 from lobule.units import Mpp
 
 H_OD = np.array([0.65, 0.70, 0.29])
@@ -340,3 +340,29 @@ def test_a_real_aperio_slide(kit: Path) -> None:
     corner = rgb.shape[1] // 4
     assert not tissue.mask[: corner // 2, -corner:].any()
     assert tissue.mask[-corner // 2 :, corner * 2 : corner * 3].mean() > 0.7
+
+
+@pytest.mark.parametrize("mpp", [Mpp(16.0, 16.0), Mpp(40.0, 10.0)])
+def test_lines_are_removed_whether_or_not_their_spread_has_to_be_computed(mpp: Mpp) -> None:
+    """Straight and bent ellipses of many widths, of which those that are too large are not measured."""
+    config, rng = TissueConfig(), np.random.default_rng(0)
+    y, x = np.mgrid[:600, :600]
+    kept = removed = 0
+    for number in range(60):
+        angle, half_width = rng.uniform(0, np.pi), rng.uniform(20, 140) if number % 2 else rng.uniform(45, 75)
+        along = (x - 300) * mpp.x * np.cos(angle) + (y - 300) * mpp.y * np.sin(angle)
+        across = (y - 300) * mpp.y * np.cos(angle) - (x - 300) * mpp.x * np.sin(angle)
+        across += (number % 4 == 3) * along**2 / 20_000
+        mask = (along / 2_500) ** 2 + (across / half_width) ** 2 <= 1
+        pieces, count = ndimage.label(mask, EIGHT)
+        expected = mask.copy()
+        for piece in range(1, count + 1):
+            rows, columns = np.nonzero(pieces == piece)
+            lengths = (np.ptp(rows) + 1) * mpp.y, (np.ptp(columns) + 1) * mpp.x
+            if np.hypot(*lengths) >= config.line_um:
+                spread = np.linalg.eigvalsh(np.cov(np.stack([rows * mpp.y, columns * mpp.x])))
+                if 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um:
+                    expected[pieces == piece] = False
+        np.testing.assert_array_equal(_without_lines(mask, mpp, config), expected)
+        kept, removed = kept + bool(expected.any()), removed + (not expected.all() and not expected.any())
+    assert kept > 5 and removed > 5

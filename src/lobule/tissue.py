@@ -342,9 +342,16 @@ def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
     dropped = np.zeros(count + 1, dtype=bool)
     for piece, bounding_slices in enumerate(ndimage.find_objects(pieces), 1):
         height, width = (s.stop - s.start for s in bounding_slices)
-        if np.hypot(height * mpp.y, width * mpp.x) < config.line_um:
+        length = np.hypot(height * mpp.y, width * mpp.x)
+        if length < config.line_um:
             continue
-        y, x = np.nonzero(pieces[bounding_slices] == piece)
+        pixels = pieces[bounding_slices] == piece
+        # The area of a piece is at most 4 π times the product of its standard deviations, as for an ellipse.
+        # The longer one is at most half of the length, so a large area is no line. A pixel is the margin.
+        largest_width = config.line_width_um + 4 * max(mpp.x, mpp.y)
+        if np.count_nonzero(pixels) * mpp.x * mpp.y > np.pi / 2 * largest_width * length:
+            continue
+        y, x = np.nonzero(pixels)
         spread = np.linalg.eigvalsh(np.cov(np.stack([y * mpp.y, x * mpp.x])))
         dropped[piece] = 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um
     return np.asarray(mask & ~dropped.take(pieces))

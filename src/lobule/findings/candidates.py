@@ -116,8 +116,7 @@ def components(
         return []
     y, x = np.nonzero(regions)
     region, score = regions[y, x], scores[y, x]
-    order = np.lexsort((-score, region))
-    best = order[np.searchsorted(region[order], np.arange(1, count + 1))]
+    best = _first_maxima(region - 1, score, count)
     cells = np.bincount(region, minlength=count + 1)[1:]
     step_x, step_y = map(float, _both(stride))
     outlines: list[list[Outline]] = [[] for _ in range(count)]
@@ -130,6 +129,16 @@ def components(
         )
         for index, top in enumerate(best)
     ]  # fmt: skip
+
+
+def _first_maxima(groups: NDArray[np.intp], values: Scores, count: int) -> NDArray[np.intp]:
+    """Return the index of the first of the largest values of each group, of which each has a value."""
+    largest: Scores = np.full(count, -np.inf, values.dtype)
+    np.maximum.at(largest, groups, values)
+    hits = np.flatnonzero(values == largest[groups])[::-1]
+    first = np.empty(count, np.intp)
+    first[groups[hits]] = hits  # The last assignment to an element counts.
+    return first
 
 
 def _region_finding(
