@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from lobule.nets import fused
 from lobule.nets.backbones import BACKBONES
+from lobule.nets.copying import copy_sharing_parameters
 from lobule.nets.dense import densify
-from lobule.nets.fused import FusedConv, can_fuse, fuse
+from lobule.nets.fused import FusedConv, can_fuse, free_originals, fuse, restore_originals
 from lobule.nets.inference import for_inference
 from lobule.nets.receptive import geometry_of
 
@@ -175,3 +179,83 @@ def test_another_thread_may_lay_out_weights_while_layouts_are_compared(
 
     monkeypatch.setattr(fused, "_layout", layout_while_another_thread_adds_one)
     assert layer.laid_out(torch.Size((1, 3, 50, 50))) is not None
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_freed_weights_are_restored_bit_by_bit(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    net = traced(Blocks()).to(memory_format=memory_format)
+    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    fused_net = fuse(copy_sharing_parameters(net))
+    free_originals(fused_net, net)
+    small, large = torch.randn(3, 3, 21, 18), torch.randn(1, 3, 120, 90)
+    with torch.inference_mode():
+        outputs = [fused_net(x.contiguous(memory_format=torch.channels_last)) for x in (small, large)]
+    assert net.first.weight.numel() == net.grouped.weight.numel() == 0
+    assert net.mirrored.weight.numel() > 0, "a layer that is not fused keeps its weights"
+    restore_originals(fused_net)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+        assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=memory_format), name
+    with torch.inference_mode():
+        for x, output in zip((small, large), outputs, strict=True):
+            again = fused_net(x.contiguous(memory_format=torch.channels_last))
+            assert torch.equal(again, output)
+    net(small).sum().backward()  # The restored parameters can be trained.
+    assert net.first.weight.grad is not None
+
+
+def test_the_weights_are_the_same_for_shapes_that_are_new_after_the_originals_were_freed() -> None:
+    conv = nn.Conv2d(96, 96, 3)
+    keeping, freeing = FusedConv(conv, relu=True), FusedConv(conv, relu=True)
+    freeing.free_with(conv.weight)
+    assert not list(freeing.parameters()), "a fused layer has no parameters"
+    with torch.inference_mode():
+        for side in (5, 24, 340):
+            x = torch.rand(2, 96, side, side).contiguous(memory_format=torch.channels_last)
+            assert torch.equal(freeing(x), keeping(x))
+    assert freeing.weight is None and conv.weight.numel() == 0
+
+
+def test_a_parameter_of_two_layers_is_restored() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    expected = conv.weight.detach().clone()
+    layers = nn.ModuleList([FusedConv(conv, relu=True), FusedConv(conv, relu=False)])
+    free_originals(layers, conv)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        layers[0](x)
+        layers[1](x)
+    assert conv.weight.numel() == 0
+    restore_originals(layers)
+    assert torch.equal(conv.weight, expected)
+
+
+def test_weights_that_are_laid_out_already_are_freed_at_once() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    layer = FusedConv(conv, relu=True)
+    with torch.inference_mode():
+        layer(torch.rand(1, 3, 16, 16))
+    free_originals(layer, conv)
+    assert layer.weight is None and conv.weight.numel() == 0
+
+
+def test_weights_survive_threads_that_compute_while_they_are_restored() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    expected = conv.weight.detach().clone()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            layer = FusedConv(conv, relu=True)
+            free_originals(layer, conv)
+            shapes = [torch.Size((1, 3, side, side)) for side in range(8, 24)]
+            with ThreadPoolExecutor(4) as pool:
+                futures = [pool.submit(layer.laid_out, shape) for shape in shapes]
+                futures += [pool.submit(layer.restore) for _ in range(4)]
+                for future in futures:
+                    future.result()
+            layer.restore()
+            assert torch.equal(conv.weight, expected)
+    finally:
+        sys.setswitchinterval(interval)

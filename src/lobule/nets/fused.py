@@ -8,6 +8,7 @@ compiler on the machine. The operator below is the one that such compiled code c
 from __future__ import annotations
 
 import operator
+import threading
 from typing import TypeGuard
 
 import torch
@@ -19,6 +20,8 @@ from lobule.nets.receptive import module_of
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu)
+_freeing = threading.Lock()
+"""Held while weights are freed or restored, so that no thread restores what another one frees."""
 
 
 def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
@@ -43,7 +46,13 @@ class FusedConv(nn.Module):
         # plain attributes, because module operations cannot handle oneDNN's weight layout
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.kernel, self.channels = conv.kernel_size, conv.out_channels
-        self.weight = conv.weight.detach()
+        self.weight: Tensor | None = conv.weight.detach()
+        """The weights in torch's layout; None once they are freed."""
+        is_last = conv.weight.is_contiguous(memory_format=torch.channels_last)
+        self._memory_format = torch.channels_last if is_last else torch.contiguous_format
+        self._original: tuple[nn.Parameter, ...] = ()
+        """The parameter that is freed together with `weight`, as both have the same memory. In a tuple, it
+        is not a parameter of this module."""
         self._weights_by_shape: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -71,11 +80,43 @@ class FusedConv(nn.Module):
         """
         weight = self._weights_by_shape.get(shape)
         if weight is None:
-            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(shape))
+            plain = self._plain_weight()
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(shape))
             existing = tuple(self._weights_by_shape.values())  # Other threads may add weights meanwhile.
             same = (other for other in existing if _layout(other) == _layout(weight))
             weight = self._weights_by_shape.setdefault(shape, next(same, weight))
+            with _freeing:
+                self._free()
         return weight
+
+    def _plain_weight(self) -> Tensor:
+        """Return the weights in torch's layout. oneDNN gives them back bit by bit if they were freed."""
+        weight = self.weight  # Another thread may free them.
+        if weight is None:
+            existing = tuple(self._weights_by_shape.values())  # Other threads may add weights meanwhile.
+            dense = existing[0].to_dense()
+            # `to_dense` gives dimensions of one element unusual strides, because of which `Module.to` would
+            # copy the weights.
+            weight = dense.clone(memory_format=self._memory_format)
+        return weight
+
+    def free_with(self, original: nn.Parameter) -> None:
+        """Free the weights and the parameter that has the same memory once oneDNN has laid them out."""
+        with _freeing:
+            self._original = (original,)
+            if self._weights_by_shape:
+                self._free()
+
+    def _free(self) -> None:
+        for original in self._original:
+            self.weight, original.data = None, torch.empty(0)
+
+    def restore(self) -> None:
+        """Give the freed parameter its weights back, and keep them."""
+        with _freeing, torch.inference_mode(False):  # In inference mode it could not be trained any more.
+            for original in self._original:
+                self.weight = original.data = self._plain_weight()
+            self._original = ()
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the output for a batch."""
@@ -108,6 +149,33 @@ def fuse(module: nn.Module) -> nn.Module:
         elif isinstance(child, fx.GraphModule) or not isinstance(module, fx.GraphModule):
             setattr(module, name, fuse(child))
     return module
+
+
+def free_originals(fused: nn.Module, original: nn.Module) -> bool:
+    """Free the weights of a network that the layers of its fused form hold in oneDNN's layout as well.
+
+    The weights of each layer are freed when it first computes. The network cannot be used until
+    `restore_originals` is called for the fused one.
+
+    Returns:
+        Whether there are such weights.
+    """
+    parameters = {parameter.data_ptr(): parameter for parameter in original.parameters()}
+    count = 0
+    for layer in fused.modules():
+        if isinstance(layer, FusedConv) and layer.weight is not None:
+            parameter = parameters.get(layer.weight.data_ptr())
+            if parameter is not None:
+                layer.free_with(parameter)
+                count += 1
+    return count > 0
+
+
+def restore_originals(fused: nn.Module) -> None:
+    """Restore the weights that `free_originals` freed."""
+    for layer in fused.modules():
+        if isinstance(layer, FusedConv):
+            layer.restore()
 
 
 def _fused_step(step: nn.Module) -> nn.Module:
