@@ -81,6 +81,41 @@ def test_bfloat16_is_chosen_if_it_is_faster_by_its_margin(
     assert measured.difference == (0.25 if chosen[0] == "bfloat16" else 0.0)
 
 
+def test_the_default_is_measured_again_before_another_form_replaces_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that ran during the first measurement must not slow down every later scan."""
+    measured_rates(monkeypatch, {("float32", False): 120.0, ("float32", True): 100.0})
+    rates_of_default = iter([50.0, 115.0])
+    rate = choice._rate
+
+    def rate_of_a_busy_machine(model: Any, engine: EngineSettings, options: ScanOptions) -> Any:
+        measured, outputs = rate(model, engine, options)
+        return (next(rates_of_default) if engine.channels_last else measured), outputs
+
+    monkeypatch.setattr(choice, "_rate", rate_of_a_busy_machine)
+    engine, measured = measure(Forms(), EngineSettings(cells=2, batch=1), ScanOptions(), "float32")
+    assert engine.channels_last
+    assert measured.fields_per_s == {"float32": 120.0, "float32 channels-last": 115.0}
+    assert next(rates_of_default, None) is None
+
+
+def test_a_form_that_cannot_be_measured_again_keeps_its_first_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_rates(monkeypatch, {("float32", False): 120.0, ("float32", True): 100.0})
+    rate, measured_forms = choice._rate, []
+
+    def rate_until_memory_is_exhausted(model: Any, engine: EngineSettings, options: ScanOptions) -> Any:
+        measured_forms.append(engine.channels_last)
+        if len(measured_forms) > 2:
+            raise torch.OutOfMemoryError("exhausted")
+        return rate(model, engine, options)
+
+    monkeypatch.setattr(choice, "_rate", rate_until_memory_is_exhausted)
+    engine, measured = measure(Forms(), EngineSettings(cells=2, batch=1), ScanOptions(), "float32")
+    assert not engine.channels_last and measured_forms == [False, True, True]
+    assert measured.fields_per_s == {"float32": 120.0, "float32 channels-last": 100.0}
+
+
 def test_bfloat16_is_tried_wherever_torch_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag of AMX, which decided earlier, is not asked."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)

@@ -97,6 +97,8 @@ def measure(
     try:
         rates, outputs, placed = _measure_forms(model, forms, options, skipped)
         best = _best(forms, rates)
+        if not _is_default(best):
+            best, placed = _measure_default_again(model, forms, rates, options, placed)
         if best != placed:
             model.move_to_device(best, options)
         difference, measured_on = _difference_to_float32(model, best, options, forms, outputs, real_fields)
@@ -131,6 +133,32 @@ def _measure_forms(
             if isinstance(error, LobuleError):
                 log.warning("%s is left out of the choice: %s", _name(form), error)
     return rates, outputs, forms[-1]
+
+
+def _measure_default_again(
+    model: Model,
+    forms: list[EngineSettings],
+    rates: dict[str, float],
+    options: ScanOptions,
+    placed: EngineSettings,
+) -> tuple[EngineSettings, EngineSettings]:
+    """Measure the default form once more before another form replaces it.
+
+    Another program may have slowed down the first measurement. The choice is cached, so it would slow down
+    every later scan.
+
+    Returns:
+        The best form, and the form of the last move.
+    """
+    default = next((form for form in forms if _is_default(form) and _name(form) in rates), None)
+    if default is None:
+        return _best(forms, rates), placed
+    try:
+        model.move_to_device(default, options)
+        rates[_name(default)] = max(rates[_name(default)], _rate(model, default, options)[0])
+    except RuntimeError as error:
+        log.debug("%s cannot be measured again: %s", _name(default), error)
+    return _best(forms, rates), default
 
 
 def _best(forms: list[EngineSettings], rates: Mapping[str, float]) -> EngineSettings:

@@ -31,7 +31,7 @@ from lobule.scanning.requested_form import PRECISIONS, RUNTIMES
 
 log = logging.getLogger("lobule.scan")
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
