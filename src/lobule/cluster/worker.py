@@ -19,7 +19,7 @@ from lobule.results.result import FAILED
 from lobule.results.store import StoreAddress
 from lobule.scanning.cards import Cards
 from lobule.scanning.case_shares import Share
-from lobule.scanning.cases import CaseRunner
+from lobule.scanning.cases import MAX_OPEN_CASES, CaseRunner
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.engine import choose_engine
@@ -122,7 +122,8 @@ class CaseWorker:
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, cards, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
-            job.retry_failed, job.verify, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
+            job.retry_failed, job.verify, cache_bytes // MAX_OPEN_CASES,
+            DecodingMemory(cache_bytes, machine.max_ram),
             shard=(1, 1),  # Other workers write into the folder, as other shards do.
             store=self.store,
         )  # fmt: skip

@@ -37,6 +37,9 @@ class Card:
     error: str = ""
     """The error with which the card was lost; empty while it computes."""
 
+    frees_originals: bool = False
+    """Whether the model frees memory while it computes its first batches."""
+
     pins_memory: bool = True
     """Whether batches and outputs are copied through pinned memory, so that copying overlaps computing."""
 
@@ -223,6 +226,12 @@ class Cards:
                     actual=str(error).splitlines()[0],
                     remedy="Name the other cards with --device",
                 ) from error
+
+    def free_originals(self) -> None:
+        """Let each model that can do so free the weights from which its networks on the device were made."""
+        for card in self.all:
+            free = getattr(card.model, "free_originals", None)
+            card.frees_originals = free is not None and free()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -88,7 +88,7 @@ class CaseRunner:
     retry_failed: bool
     verify: str
     cache_bytes: int
-    """Bytes of decoded tiles to cache, shared by the open cases."""
+    """Bytes of decoded tiles that each open case may cache."""
     memory: DecodingMemory
     """Memory for slides that are decoded whole or in very large tiles."""
     shard: tuple[int, int] | None = None
@@ -118,6 +118,7 @@ class CaseRunner:
 
         At most `MAX_STARTED_CASES` are in work at once; further submitted cases wait.
         """
+        self.cards.free_originals()
         self.pipeline = Pipeline(self.cards.all, self.engine, readers, self._record_pieces)
         self.pipeline.counters = self.progress.counters
         # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
@@ -258,6 +259,8 @@ class CaseRunner:
             result = replace(result, notes=(*result.notes, *opened.notes))
             metadata = result_metadata(opened, failed, result)
             self.progress.counters.add(tiles_decoded=opened.tiles_decoded)
+        if len(self.progress.finished) == self.progress.cases - 1:
+            return_free_pages()  # The last case is computed: its tables are written next.
         error = None
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
@@ -327,7 +330,7 @@ class CaseRunner:
                 write_preliminary_scores(folder, pass_.preliminary)
                 self.progress.tell_preliminary_scores(opened.case.id, pass_.preliminary)
             images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
-            size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
+            size_caches(pass_, images, self.cache_bytes, self.pipeline.readers, self.engine.batch)
             plan_reads(pass_, images, sink.needed)
             self.pipeline.run_pass(order, pass_, images, sink)
             store = sink.finish()
@@ -373,7 +376,7 @@ class CaseRunner:
                 if store is None:
                     sink.limit_to(share.rows(sink.chunk_of_row))
                     images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
-                    size_caches(pass_, images, self.cache_bytes // MAX_OPEN_CASES)
+                    size_caches(pass_, images, self.cache_bytes, self.pipeline.readers, self.engine.batch)
                     plan_reads(pass_, images, sink.needed)
                     self.pipeline.run_pass(order, pass_, images, sink)
                     return True

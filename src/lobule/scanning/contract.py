@@ -253,6 +253,10 @@ class Model(Protocol):
     """The networks of a predictor: they choose a batch, move to a device and compute batches of fields.
 
     A scan with several GPUs copies the model with `copy.deepcopy` for each of them, before it is moved.
+
+    A model may have a method `free_originals`. A scan calls it when the model has its final form and device:
+    the model may then free what `forward` does not need, and must restore it when it is moved again. It
+    returns whether it frees memory during its first batches.
     """
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:

@@ -71,13 +71,19 @@ def replicas_for(device: str, cores: int) -> tuple[int, int]:
 
 
 SLICE = 8
-"""Tiles that a core computes at once: more would not fit in its cache, fewer would not fill its vector
-units."""
+"""Tiles of a batch that a core computes at once; more would not fit in its cache."""
+
+TORCH_SLICE = 4
+"""Tiles that a classifier of torch computes at once on a core: as fast as eight of them, with half the memory
+for activations. The models of OpenVINO are compiled for eight."""
 
 
 def slices_of(pixels: torch.Tensor, engine: EngineSettings) -> Sequence[torch.Tensor]:
     """Split a batch of tiles into the slices that are computed at once; on a GPU, the whole batch."""
-    return pixels.split(SLICE) if engine.device == "cpu" else (pixels,)
+    if engine.device != "cpu":
+        return (pixels,)
+    slices: tuple[torch.Tensor, ...] = pixels.split(SLICE if engine.runtime == OPENVINO else TORCH_SLICE)
+    return slices
 
 
 def dtype_of(engine: EngineSettings) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,24 @@ class LoadedBatch:
         for slots in np.array_split(np.arange(len(self.pixels)), count):
             params = {name: values[slots] for name, values in self.params.items()}
             yield replace(self, pixels=self.pixels[slots], params=params)
+
+    def computed(self, outputs: Mapping[str, NDArray[Any]]) -> ComputedBatch:
+        """Return the outputs of the fields, without the pixels."""
+        height, width = self.pixels.shape[1:3]
+        return ComputedBatch(self.rows, outputs, self.failures, height * width)
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedBatch:
+    """The outputs of a batch. It waits for the writing thread, so it does not keep the pixels."""
+
+    rows: NDArray[np.int64]
+    outputs: Mapping[str, NDArray[Any]]
+    """One array per output, with one entry per slot."""
+    failures: Mapping[int, str]
+    """For rows of the pass whose field could not be read, the cause."""
+    area: int
+    """Pixels of one field."""
 
 
 def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:

@@ -15,10 +15,14 @@ from lobule.color import Normalisation
 from lobule.errors import ConfigError
 from lobule.grid import cells_in_box
 from lobule.scanning.contract import EngineSettings, ImageSource, Pass, PixelSource, ScanOptions, Tissue
+from lobule.slides.cache_size import cache_bytes
 from lobule.slides.normalised import normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig, find_tissue
+
+SMALLEST_CACHE = 16 << 20
+"""Bytes of decoded tiles that a slide may cache even if it needs fewer."""
 
 
 class OpenedCase:
@@ -127,14 +131,17 @@ def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
     return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), overview.notes)
 
 
-def size_caches(pass_: Pass, images: Mapping[str, PixelSource], largest_bytes: int) -> None:
+def size_caches(
+    pass_: Pass, images: Mapping[str, PixelSource], largest_bytes: int, readers: int, batch: int
+) -> None:
     """Let each slide cache the tiles under one row of fields of a pass, as far as the limit allows.
 
-    Fields are read row by row, so tiles of earlier rows are not needed again.
+    Most fields are read row by row, so tiles of earlier rows are not needed again. Each
+    of the `readers` threads reads a batch; `batch` is the size of batches of which the pass does not say it.
     """
-    fields = pass_.fields
+    fields, read_at_once = pass_.fields, readers * (pass_.batch or batch)
     for index, name in enumerate(fields.images):
-        image, heights = images[name], fields.boxes[fields.image == index, 3]
-        if isinstance(image, Slide) and len(heights):
-            row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
-            image.use_cache(min(row_bytes, largest_bytes))
+        image, boxes = images[name], fields.boxes[fields.image == index]
+        if isinstance(image, Slide) and len(boxes):
+            needed_bytes = cache_bytes(image, fields.lattices[index], boxes, read_at_once)
+            image.use_cache(min(max(needed_bytes, SMALLEST_CACHE), largest_bytes))

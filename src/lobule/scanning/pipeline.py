@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lobule.allocator import return_free_pages
 from lobule.errors import DeviceLost, LobuleError, ModelError
 from lobule.scanning.cards import Card, is_device_error, is_out_of_memory, new_stream, responds
 from lobule.scanning.contract import EngineSettings, Pass, PixelSource
-from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
+from lobule.scanning.loader import ComputedBatch, LoadedBatch, batches_of, load_batch
 from lobule.scanning.stores import Sink
 
 log = logging.getLogger("lobule.scan")
@@ -122,7 +123,7 @@ class Pipeline:
             readers: Number of reading threads.
             on_halved: Called with the number of pieces of a batch when it has doubled.
         """
-        self.cards, self.engine = list(cards), engine
+        self.cards, self.engine, self.readers = list(cards), engine, readers
         self.counters = Counters()
         self.device_lost: DeviceLost | None = None
         """The error of every pass after the last device was lost."""
@@ -130,12 +131,13 @@ class Pipeline:
         self._work = threading.Condition()
         self._stop = threading.Event()
         replicas = engine.replicas * len(self.cards)
-        self._ready: queue.Queue[tuple[PassRun, LoadedBatch]] = queue.Queue(replicas + 1)
+        # A reading thread that is blocked also holds a batch: together at least `replicas + 1` wait.
+        self._ready: queue.Queue[tuple[PassRun, LoadedBatch]] = queue.Queue(max(1, replicas + 1 - readers))
         self._repeated: deque[tuple[PassRun, LoadedBatch]] = deque()
         """Batches of devices that failed. They are computed before those in `_ready`."""
-        self._computed: queue.Queue[tuple[PassRun, LoadedBatch, Mapping[str, Any]] | None] = queue.Queue(
-            2 * replicas + 2
-        )
+        self._first_batches = replicas if any(card.frees_originals for card in self.cards) else 0
+        """Batches to compute until the memory that the models free is returned: one for each replica."""
+        self._computed: queue.Queue[tuple[PassRun, ComputedBatch]] = queue.Queue(2 * replicas + 2)
         self._chunks, self._on_halved, self._halving = engine.pieces, on_halved, threading.Lock()
         """Number of pieces in which a batch is computed; it doubles when memory is exhausted."""
         self._threads = [
@@ -217,17 +219,19 @@ class Pipeline:
         # Images that torch resizes have the same bits only with the same number of threads.
         torch.set_num_threads(self.engine.replica_threads)
         while (job := self._next_job()) is not None:
-            run, rows = job
-            began = time.thread_time()
-            try:
-                batch = load_batch(run.pass_, run.images, rows, run.size)
-            except BaseException as error:
-                self._fail(run, error)
-                continue
-            waited = time.perf_counter()
-            self.counters.add(reading_s=time.thread_time() - began)
-            if not self._hand(self._ready, (run, batch)):
-                return
+            self._read_batch(*job)
+
+    def _read_batch(self, run: PassRun, rows: NDArray[np.int64]) -> None:
+        """Read one batch. When this function returns, its thread does not hold the batch any more."""
+        began = time.thread_time()
+        try:
+            batch = load_batch(run.pass_, run.images, rows, run.size)
+        except BaseException as error:
+            self._fail(run, error)
+            return
+        waited = time.perf_counter()
+        self.counters.add(reading_s=time.thread_time() - began)
+        if self._hand(self._ready, (run, batch)):
             self.counters.add(blocked_s=time.perf_counter() - waited)
 
     def _compute(self, card: Card, stream: Any) -> None:
@@ -237,22 +241,33 @@ class Pipeline:
             item = self._next_batch(card)
             if item is None:
                 return
-            run, batch = item
-            began = time.perf_counter()
-            self.counters.add(starved_s=began - waited)
-            try:
-                outputs = self._forward(card, run, batch, stream)
-            except LobuleError as error:
-                self._fail(run, error)
-                continue
-            except Exception as error:  # Any error of the model fails only its case.
-                if not (is_device_error(error) and self._repeat(card, run, batch, error)):
-                    problem = f"the model failed in pass '{run.pass_.name}'"
-                    self._fail(run, ModelError(problem, actual=f"{type(error).__name__}: {error}"))
-                continue
-            self.counters.add(model_s=time.perf_counter() - began)
-            if not self._hand(self._computed, (run, batch, outputs)):
-                return
+            self.counters.add(starved_s=time.perf_counter() - waited)
+            self._compute_batch(card, *item, stream)
+            del item
+
+    def _compute_batch(self, card: Card, run: PassRun, batch: LoadedBatch, stream: Any) -> None:
+        began = time.perf_counter()
+        try:
+            outputs = self._forward(card, run, batch, stream)
+        except LobuleError as error:
+            self._fail(run, error)
+            return
+        except Exception as error:  # Any error of the model fails only its case.
+            if not (is_device_error(error) and self._repeat(card, run, batch, error)):
+                problem = f"the model failed in pass '{run.pass_.name}'"
+                self._fail(run, ModelError(problem, actual=f"{type(error).__name__}: {error}"))
+            return
+        self.counters.add(model_s=time.perf_counter() - began)
+        self._hand(self._computed, (run, batch.computed(outputs)))
+        self._return_memory_once()
+
+    def _return_memory_once(self) -> None:
+        """Return the memory that models freed in their first batches to the system, in one call."""
+        if self._first_batches > 0:
+            with self._work:
+                self._first_batches -= 1
+            if self._first_batches == 0:
+                return_free_pages()
 
     def _next_batch(self, card: Card) -> tuple[PassRun, LoadedBatch] | None:
         """Wait for a batch. Return None when the pipeline stops or the card was lost."""
@@ -341,32 +356,28 @@ class Pipeline:
 
     def _write(self) -> None:
         while (item := self._take(self._computed)) is not None:
-            run, batch, outputs = item
+            run, batch = item
             if run.error is not None:
                 continue
             began = time.perf_counter()
             try:
-                self._deliver(run, batch, outputs)
+                self._deliver(run, batch)
             except BaseException as error:
                 self._fail(run, error)
                 continue
-            height, width = batch.pixels.shape[1:3]
-            self.counters.add(
-                writing_s=time.perf_counter() - began,
-                fields_done=len(batch.rows),
-                **{"pixels_done" if height * width > 1 else "rows_done": len(batch.rows) * height * width},
-            )
+            amount = {"pixels_done" if batch.area > 1 else "rows_done": len(batch.rows) * batch.area}
+            self.counters.add(writing_s=time.perf_counter() - began, fields_done=len(batch.rows), **amount)
             with self._work:
                 run.left -= 1
                 if run.left == 0:
                     run.done.set()
 
-    def _deliver(self, run: PassRun, batch: LoadedBatch, outputs: Mapping[str, Any]) -> None:
+    def _deliver(self, run: PassRun, batch: ComputedBatch) -> None:
         for slot, row in enumerate(int(row) for row in batch.rows):
             if row in batch.failures:
                 run.sink.fail(row, batch.failures[row])
             else:
-                run.sink.deliver(row, {name: values[slot] for name, values in outputs.items()})
+                run.sink.deliver(row, {name: values[slot] for name, values in batch.outputs.items()})
 
     # -- queue operations that end when the pipeline stops ------------------------------------------------
 

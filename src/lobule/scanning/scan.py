@@ -20,7 +20,7 @@ from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
 from lobule.results.store import ResultsStore
 from lobule.scanning.cards import Cards
-from lobule.scanning.cases import CaseRunner
+from lobule.scanning.cases import MAX_OPEN_CASES, CaseRunner
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.engine import choose_engine, options_to_dict, recorded_options
@@ -145,7 +145,7 @@ def scan(
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, cards, results, options, engine, bundle, cohort, progress, retry_failed, verify,
-            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram), shard, store,
+            cache_bytes // MAX_OPEN_CASES, DecodingMemory(cache_bytes, machine.max_ram), shard, store,
         )  # fmt: skip
         metadata = run_metadata(
             results.settings, engine, all_cases, cohort.path, shard, origin or {}, machine.max_ram

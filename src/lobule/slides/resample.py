@@ -163,6 +163,13 @@ def choose_source(slide: Pyramid, lattice: Lattice, levels: int | None = None) -
     return best
 
 
+def source_of(slide: Pyramid, lattice: Lattice) -> Source:
+    """Return the source of a lattice: its own level if it has one, otherwise that of `choose_source`."""
+    if lattice.level is None:
+        return choose_source(slide, lattice)
+    return Source(lattice.level, 1, Fraction(1), Fraction(1))
+
+
 def _block_side(ratio: Fraction) -> int:
     return max(1, int(SOURCE_SIDE / max(ratio, Fraction(1))))
 

@@ -26,7 +26,7 @@ from lobule.geometry import Box, Lattice, Size, level_step
 from lobule.slides.backend import MAX_SIDE, RGB, Backend, Level, StatedMpp
 from lobule.slides.cache import TileCache
 from lobule.slides.local_copy import copied_backend, needs_local_copy
-from lobule.slides.resample import Source, choose_source, read_resampled, source_box
+from lobule.slides.resample import read_resampled, source_box, source_of
 from lobule.units import Mpp
 
 READERS: dict[str, str] = {
@@ -137,15 +137,6 @@ class Slide:
         cache = getattr(self.backend, "cache", None)
         if isinstance(cache, TileCache):
             cache.budget_bytes = budget_bytes
-
-    def row_bytes(self, lattice: Lattice, height: int) -> int:
-        """Bytes of decoded tiles under a row of boxes across the slide and the start of the next row."""
-        level, reduce, ratio = lattice.level, 1, Fraction(1)
-        if level is None:
-            source = choose_source(self, lattice)
-            level, reduce, ratio = source.level, source.reduce, source.ratio_y
-        size, tile = self.levels[level].size, self.levels[level].tile
-        return 3 * (size.width // reduce) * (int(height * ratio) + 3 * (tile.height // reduce))
 
     @property
     def decoding_bytes(self) -> int:
@@ -313,11 +304,7 @@ class Slide:
         plan = getattr(self.backend, "plan", None)
         if plan is None:
             return
-        source = (
-            choose_source(self, lattice)
-            if lattice.level is None
-            else Source(lattice.level, 1, Fraction(1), Fraction(1))
-        )
+        source = source_of(self, lattice)
         needed = (source_box(self, source, box) for box in boxes)
         plan(source.level, [box for box in needed if not box.empty], source.reduce)
 

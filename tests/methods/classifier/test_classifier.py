@@ -16,6 +16,7 @@ from lobule.bundles import Bundle, read_bundle
 from lobule.errors import BundleError, ConfigError, LobuleError
 from lobule.methods.classifier import Config, load, of_wsinfer
 from lobule.methods.classifier.convert import convert
+from lobule.nets.fused import can_fuse
 from lobule.results import open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.device import SLICE
@@ -120,6 +121,23 @@ def test_a_torchscript_file_needs_trust(
     np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=0.05)
     originals = predictor.model.net.parameters()
     assert all(parameter.dtype == torch.float32 for parameter in originals)
+
+
+@pytest.mark.skipif(not can_fuse(), reason="this build of torch has no oneDNN operators")
+def test_a_scan_frees_the_original_weights_until_they_are_used(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    slide = write_slide(tmp_path / "one.tif", pixels_of(170, 90))
+    predictor = load(convert(*files, tmp_path / "bundle"))
+    expected = {name: value.clone() for name, value in predictor.model.net.state_dict().items()}
+    for name in ("first", "second"):
+        scan(predictor, MODEL_INFO, cohort_of(slide), tmp_path / name, ScanOptions(tissue=None), MACHINE)
+        left = sum(parameter.numel() for parameter in predictor.model._net.parameters())
+        assert left < 0.01 * sum(value.numel() for value in expected.values())
+    maps = [open_results(tmp_path / name).case_folder("one").maps["tiles"] for name in ("first", "second")]
+    np.testing.assert_array_equal(maps[0].read()[0], maps[1].read()[0])
+    restored = predictor.model.net.state_dict()
+    assert all(torch.equal(restored[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:someone/model", "timm:local-dir:/tmp", "torchvision:"])

@@ -15,6 +15,7 @@ from lobule.bundles import Bundle
 from lobule.errors import ConfigError, ModelError
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.classifier.config import Config
+from lobule.nets.fused import free_originals, restore_originals
 from lobule.nets.inference import for_inference
 from lobule.nets.resnet import torchvision_model
 from lobule.results.result import Result
@@ -26,8 +27,8 @@ from lobule.scanning.open_case import slide_images
 log = logging.getLogger("lobule.scan")
 
 BATCH = 32
-"""Tiles of a batch on a GPU. On a CPU a batch is one slice: with larger ones, one core waits longer for the
-other at the end of a case."""
+"""Tiles of a batch on a GPU. On a CPU a batch has `SLICE` tiles: with larger ones, one core waits longer for
+the other at the end of a case."""
 
 QUEUED_BYTES = 12
 """Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
@@ -42,9 +43,16 @@ class TileModel:
     """A classifier of fixed-size tiles."""
 
     def __init__(self, config: Config, net: nn.Module) -> None:
-        self.config, self.net = config, _optimised(net.eval())
+        self.config, self._net = config, _optimised(net.eval())
         self._device_net: nn.Module | None = None
         self._engine = EngineSettings()
+
+    @property
+    def net(self) -> nn.Module:
+        """The network on the host. If its weights were freed for a scan, they are restored."""
+        if self._device_net is not None:
+            restore_originals(self._device_net)
+        return self._net
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         side = self.config.input
@@ -65,8 +73,11 @@ class TileModel:
         self._engine = engine
         self._device_net = copy_to_device(self.net, engine)
 
+    def free_originals(self) -> bool:
+        return self._device_net is not None and free_originals(self._device_net, self._net)
+
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileScores, Batch]:
-        # One slice is enough to choose the fastest form of the model; a whole batch would take seconds.
+        # A few tiles are enough to choose the fastest form of the model; a larger batch would take seconds.
         count = min(engine.batch, SLICE) if engine.device == "cpu" else engine.batch
         return TileScores(), random_batch(engine, self.config.tile, self.config.tile, count)
 
