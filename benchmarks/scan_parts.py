@@ -78,13 +78,16 @@ def opened(
 ) -> Iterator[tuple[Any, Any, int]]:
     """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
     from lobule.scanning.cases import MAX_OPEN_CASES
-    from lobule.scanning.open_case import OpenedCase
+    from lobule.scanning.device import available_cores
+    from lobule.scanning.open_case import OpenedCase, size_caches
+    from lobule.scanning.scan import CACHE_SHARE
 
     open_case = OpenedCase(case, predictor.images(case, options), options, engine)
     try:
-        for image in open_case.images.values():
-            image.use_cache(int(machine.max_ram * 0.2) // MAX_OPEN_CASES)  # type: ignore[attr-defined]
         pass_ = next(predictor.steps(open_case))
+        largest_bytes = int(machine.max_ram * CACHE_SHARE) // MAX_OPEN_CASES
+        readers = machine.readers or available_cores()
+        size_caches(pass_, open_case.images, largest_bytes, readers, engine.batch)
         yield open_case.images, pass_, open_case.images["slide"].tiles_decoded  # type: ignore[attr-defined]
     finally:
         open_case.close()
@@ -100,3 +103,18 @@ def sample_batches(pass_: Any, images: Any, size: int) -> tuple[list[Any], int]:
     batches = batches_of(pass_.fields, size)
     chosen = batches[:: -(-len(batches) // BATCHES_IN_MEMORY)]
     return [load_batch(pass_, images, rows, size) for rows in chosen], len(batches)
+
+
+def tiles_under(slide: Any, pass_: Any) -> int:
+    """Distinct compressed tiles under the fields of a pass."""
+    from lobule.geometry import Box, tiles_over
+
+    lattice = pass_.fields.lattices[0]
+    if lattice.level is None:
+        raise RuntimeError("this benchmark scans a level of the slide, and the fields are resampled")
+    level = slide.levels[lattice.level]
+    level_box = Box(0, 0, *level.size)
+    tiles: set[tuple[int, int]] = set()
+    for index in range(len(pass_.fields)):
+        tiles.update(tiles_over(pass_.fields.box(index).intersect(level_box), level.tile))
+    return len(tiles)
