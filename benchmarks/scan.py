@@ -1,7 +1,7 @@
 """Scan efficiency: how much of what the machine can do a scan turns into reading and computing.
 
 Regions of a generated slide of 28,672 px a side, most of it tissue, are scanned (a) by a ResNet-18 of 224-px
-tiles and (b) by the small dense net at stride 32, which in int8 scans the whole slide. Each scan runs with
+tiles and (b) by the small dense net at stride 32; in int8, (b) scans the whole slide. Each scan runs with
 torch in float32, with OpenVINO in float32 (keys that end in `_openvino`) and with OpenVINO in int8 (`_int8`);
 `--form` selects one of them. In the same process, in turns with the scan, the same fields are read by the
 same loader without a model, and the model runs alone on as many batches of pixels in memory, in the same
@@ -71,7 +71,7 @@ class Plan:
     boxes: dict[str, Box | None]
     """The region of each scan in level-0 pixels; None is the whole slide."""
     int8_boxes: dict[str, Box | None] = field(default_factory=dict)
-    """Other regions for int8, which computes so fast that a scan of the same region would take 9 seconds."""
+    """Other regions for int8. With those above, an int8 scan of dense fields would take only 9 s."""
     small_boxes: dict[str, Box] = field(default_factory=dict)
     """A region of each scan that is scanned in addition, before the first round: a batch for each of two
     cores."""

@@ -88,7 +88,35 @@ def test_boxes_in_a_few_columns_need_a_smaller_cache(path: Path) -> None:
         assert cache_bytes(slide, lattice, boxes_of(64, 64, range(6, 11))) == ROW_OF_TILES
         apart = boxes_of(64, 64, [0, 1, 17, 18, 19])
         assert cache_bytes(slide, lattice, apart) == ROW_OF_TILES
-        assert cache_bytes(slide, lattice, apart, read_at_once=11) == ROW_OF_TILES * 6 // 4
+        assert cache_bytes(slide, lattice, apart, read_at_once=16) == ROW_OF_TILES * 6 // 4
+
+
+def test_a_gap_between_pieces_of_tissue_is_not_cached(path: Path) -> None:
+    with open_slide(path) as slide:
+        lattice, row = slide.lattice(level=0), np.arange(5, 10)
+        boxes = np.stack([64 * row, 0 * row, 0 * row + 64, 0 * row + 64], axis=1)
+        apart = np.concatenate([boxes, boxes + np.array([0, 15 * 64, 0, 0])])
+        near = np.concatenate([boxes, boxes + np.array([0, 2 * 64, 0, 0])])
+        assert cache_bytes(slide, lattice, apart, 2) == cache_bytes(slide, lattice, near, 2)
+        assert cache_bytes(slide, lattice, apart, 2) <= 2 * cache_bytes(slide, lattice, boxes, 2)
+
+
+def test_a_few_tall_boxes_in_work_need_no_further_row(path: Path) -> None:
+    x, y = np.meshgrid(np.arange(20) * 64, np.arange(4) * 320)
+    boxes = np.stack([x.ravel(), y.ravel(), np.full(80, 64), np.full(80, 320)], axis=1)
+    with open_slide(path) as slide:
+        lattice = slide.lattice(level=0)
+        assert cache_bytes(slide, lattice, boxes, read_at_once=2) == 8 * ROW_OF_TILES
+        assert cache_bytes(slide, lattice, boxes, read_at_once=21) == 12 * ROW_OF_TILES
+
+
+def test_rows_that_are_shifted_count_the_columns_of_both(path: Path) -> None:
+    with open_slide(path) as slide:
+        lattice = slide.lattice(level=0)
+        rows = [boxes_of(150, 150, range(3)), boxes_of(150, 150, range(3, 6))]
+        shifted = np.concatenate([rows[number % 2][3 * number : 3 * number + 3] for number in range(8)])
+        straight = boxes_of(150, 150, range(6))
+        assert cache_bytes(slide, lattice, shifted) == cache_bytes(slide, lattice, straight)
 
 
 def test_boxes_that_are_not_in_rows_need_rows_across_the_slide(path: Path) -> None:

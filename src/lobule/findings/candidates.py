@@ -135,9 +135,9 @@ def _first_maxima(groups: NDArray[np.intp], values: Scores, count: int) -> NDArr
     """Return the index of the first of the largest values of each group, of which each has a value."""
     largest: Scores = np.full(count, -np.inf, values.dtype)
     np.maximum.at(largest, groups, values)
-    hits = np.flatnonzero(values == largest[groups])[::-1]
-    first = np.empty(count, np.intp)
-    first[groups[hits]] = hits  # The last assignment to an element counts.
+    hits = np.flatnonzero(values == largest[groups])
+    first = np.full(count, len(values), np.intp)
+    np.minimum.at(first, groups[hits], hits)
     return first
 
 

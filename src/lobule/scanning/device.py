@@ -71,7 +71,7 @@ def replicas_for(device: str, cores: int) -> tuple[int, int]:
 
 
 SLICE = 8
-"""Tiles of a batch that a core computes at once; more would not fit in its cache."""
+"""Tiles of a batch on a CPU, which most networks compute at once. More would not fit in a core's cache."""
 
 TORCH_SLICE = 4
 """Tiles that a classifier of torch computes at once on a core: as fast as eight of them, with half the memory

@@ -134,10 +134,10 @@ def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
 def size_caches(
     pass_: Pass, images: Mapping[str, PixelSource], largest_bytes: int, readers: int, batch: int
 ) -> None:
-    """Let each slide cache the tiles under one row of fields of a pass, as far as the limit allows.
+    """Let each slide cache the tiles that the fields of a pass share, as far as the limit allows.
 
     Most fields are read row by row, so tiles of earlier rows are not needed again. Each
-    of the `readers` threads reads a batch; `batch` is the size of batches of which the pass does not say it.
+    of the `readers` threads reads a batch; `batch` is its size if the pass does not set one.
     """
     fields, read_at_once = pass_.fields, readers * (pass_.batch or batch)
     for index, name in enumerate(fields.images):

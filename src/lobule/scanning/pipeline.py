@@ -266,7 +266,8 @@ class Pipeline:
         if self._first_batches > 0:
             with self._work:
                 self._first_batches -= 1
-            if self._first_batches == 0:
+                is_last = self._first_batches == 0
+            if is_last:
                 return_free_pages()
 
     def _next_batch(self, card: Card) -> tuple[PassRun, LoadedBatch] | None:

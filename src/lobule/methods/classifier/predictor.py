@@ -31,7 +31,7 @@ BATCH = 32
 the other at the end of a case."""
 
 QUEUED_BYTES = 12
-"""Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
+"""Bytes per pixel value: one in each of up to four waiting batches, and eight for two copies as float32."""
 
 
 @dataclass(frozen=True)
