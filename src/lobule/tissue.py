@@ -347,8 +347,8 @@ def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
             continue
         pixels = pieces[bounding_slices] == piece
         # The area of a piece is at most 4 π times the product of its standard deviations, as for an ellipse.
-        # The longer one is at most half of the length, so a large area is no line. One
-        # pixel is added to the shorter one, because the pixels' centres spread less than their area.
+        # Of a line, the longer one is at most half of its length, and the shorter one a quarter of its width.
+        # One pixel is added to the shorter one, because the pixels' centres spread less than their area.
         largest_width = config.line_width_um + 4 * max(mpp.x, mpp.y)
         if np.count_nonzero(pixels) * mpp.x * mpp.y > np.pi / 2 * largest_width * length:
             continue
