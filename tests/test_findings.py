@@ -289,9 +289,9 @@ def test_the_point_of_a_region_is_its_first_cell_with_the_highest_score(seed: in
     scores = (rng.integers(0, levels, (23, 31)) / levels).astype(np.float32)
     scores[rng.random(scores.shape) < 0.1] = np.nan
     regions, count = ndimage.label(scores > 0.4, np.ones((3, 3)))
-    found = components(scores, 10, threshold=0.4)
-    assert len(found) == count
-    for number, finding in enumerate(found, 1):
+    findings = components(scores, 10, threshold=0.4)
+    assert len(findings) == count
+    for number, finding in enumerate(findings, 1):
         inside = np.where(regions == number, scores, -1)
         row, column = np.unravel_index(int(inside.argmax()), scores.shape)
         assert (finding.l0_x, finding.l0_y) == (10 * column + 5, 10 * row + 5)

@@ -136,8 +136,8 @@ def size_caches(
 ) -> None:
     """Let each slide cache the tiles that the fields of a pass share, as far as the limit allows.
 
-    Most fields are read row by row, so tiles of earlier rows are not needed again. Each
-    of the `readers` threads reads a batch; `batch` is its size if the pass does not set one.
+    Most fields are read row by row, so tiles of earlier rows are not needed again. Each of the
+    `readers` threads reads a batch; `batch` is its size if the pass does not set one.
     """
     fields, read_at_once = pass_.fields, readers * (pass_.batch or batch)
     for index, name in enumerate(fields.images):

@@ -33,7 +33,7 @@ def cache_bytes(slide: Slide, lattice: Lattice, boxes: NDArray[np.int64], read_a
     rows, row_number, counts = np.unique(row_of_box, return_inverse=True, return_counts=True)
     # A gap between two rows counts no more than a row of boxes: no tile is shared across it.
     steps = np.minimum(np.diff(rows), np.ceil(box_rows) + 1)
-    is_near = steps <= box_rows
+    is_near = steps < box_rows + 1  # Boxes may begin at the end of a tile.
     touched = _columns_of_neighbours(boxes, row_number, is_near, width / float(source.ratio_x), columns)
     # The rows of tiles by which the threads may be ahead of each other, and the last row that they touch.
     ends = np.cumsum(counts)
